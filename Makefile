@@ -1,0 +1,56 @@
+# Needs python3 >= 3.11 and make; everything else is installed into .venv on the first call.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# A Ray of their own for the tests, open because it lives on this machine only and for minutes; small machines wait less.
+TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH_MODE=disabled \
+	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_PARQUET_FOOTER_NUM_ACTORS=1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types wheel clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## create .venv with the pinned packages (about 7 GB of disk, the first time only)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"python3 >= 3.11 is needed, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@echo "== setup: installing the pinned packages into $(VENV) (about 7 GB of disk, some minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
+	@echo "== demo: python -m razor_ray.demo"
+	@$(RUN) -m razor_ray.demo
+
+test: lint types ## lint, types, doctests and tests
+	@echo "== doctests: examples in razor_ray"
+	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
+	@echo "== tests: pytest"
+	@$(TEST_ENV) $(RUN) -m pytest --durations=10 --durations-min=5
+
+lint: setup ## ruff, check and format
+	@echo "== lint: ruff check, ruff format --check"
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+types: setup ## pyright
+	@echo "== types: pyright"
+	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) -m pyright --pythonpath $(RUN)
+
+wheel: setup ## dist/ as cluster.yaml mounts it: the package and its constraints
+	@echo "== wheel: dist/"
+	@rm -rf dist
+	@$(RUN) -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	@cp constraints.txt dist/
+	@ls dist
+
+clean: ## remove .venv, caches and what the demo wrote
+	@echo "== clean: .venv, caches, dist, demo-run"
+	@rm -rf $(VENV) dist build demo-run .pytest_cache .ruff_cache .hypothesis
+	@find razor_ray jobs tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,175 @@
+"""razor-ray <verb>: run here, or submit to a cluster with --address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+import razor_ray
+from razor_ray import config as configuration
+from razor_ray.config import PruneConfig, TrainConfig
+from razor_ray.run_store import CONFIG, open_filesystem
+
+_USAGE = """usage: razor-ray <verb> [options]
+
+  prune    choose a subset of labelled images and write it as Parquet
+  train    train a network on a subset, or on any labelled images in Parquet
+
+razor-ray <verb> --help lists the options of a verb."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterOptions:
+    """Where the run happens."""
+
+    address: str | None = None
+    """Submit to the Ray cluster whose dashboard is here, such as http://head:8265, and follow its log. Paths of the
+    input and output must then be visible from the cluster. Without it the run happens here."""
+    working_dir: str | None = None
+    """With --address: ship this folder to the cluster, for example a checkout of razor_ray or code for --model.arch."""
+
+
+_FLAT = tyro.conf.arg(name="")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PruneCommand:
+    settings: Annotated[PruneConfig, _FLAT]
+    cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _TrainCommand:
+    settings: Annotated[TrainConfig, _FLAT]
+    cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 the run failed, 2 the request was wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(razor_ray.__version__)
+        return 0
+    if arguments[0] not in ("prune", "train"):
+        print(f"razor-ray: no verb {arguments[0]!r}.\n{_USAGE}", file=sys.stderr)
+        return 2
+    return run(arguments[0], arguments[1:])
+
+
+def run(verb: str, arguments: Sequence[str]) -> int:
+    """Run a verb here, or submit it."""
+    kind = {"prune": PruneConfig, "train": TrainConfig}[verb]
+    try:
+        config, cluster = parse(kind, arguments)
+        if cluster.address:
+            return _submit(verb, arguments, cluster)
+        _run_here(verb, config)
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"razor-ray {verb}: {_explain(error)}", file=sys.stderr)
+        return 1 if isinstance(error, OSError) else 2
+    except KeyboardInterrupt:
+        print(f"\nrazor-ray {verb}: stopped. The same command goes on where it was.", file=sys.stderr)
+        return 130
+
+
+def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOptions]:
+    """Read a verb's command line: `--config FILE` gives the settings, further options change them.
+
+    Raises
+    ------
+    ValueError
+        If a setting is out of its range.
+    """
+    arguments = list(arguments)
+    kind_of_command = _PruneCommand if kind is PruneConfig else _TrainCommand
+    default = None
+    if "--config" in arguments:
+        at = arguments.index("--config")
+        if at + 1 == len(arguments):
+            raise ValueError(f"--config needs a file, such as RUN/{CONFIG}.")
+        default = kind_of_command(settings=configuration.load(kind, _read_text(arguments[at + 1])))
+        del arguments[at : at + 2]
+    command = tyro.cli(
+        kind_of_command,
+        default=default,
+        prog=f"razor-ray {'prune' if kind is PruneConfig else 'train'}",
+        description=kind.__doc__,
+        args=arguments,
+    )
+    return command.settings, command.cluster
+
+
+def _run_here(verb: str, config: Any) -> None:
+    from razor_ray import pipeline  # Ray takes seconds to import, which --help should not
+
+    verbs: dict[str, Callable[[Any], Any]] = {"prune": pipeline.prune, "train": pipeline.train}
+    verbs[verb](config)
+
+
+def _submit(verb: str, arguments: Sequence[str], cluster: ClusterOptions) -> int:
+    from ray.job_submission import JobSubmissionClient
+
+    rest = _without(list(arguments), ("--address", "--working-dir"))
+    try:
+        client = JobSubmissionClient(cluster.address)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"cannot reach a Ray cluster at {cluster.address}: {error}") from error
+    job = client.submit_job(
+        entrypoint=shlex.join(["python", "-m", "razor_ray.cli", verb, *rest]),
+        runtime_env={"working_dir": cluster.working_dir} if cluster.working_dir else None,
+        metadata={"razor_ray": razor_ray.__version__, "verb": verb},
+    )
+    print(f"submitted {job}; it goes on if you stop following it with Ctrl-C", file=sys.stderr)
+    asyncio.run(_follow(client, job))
+    status = client.get_job_status(job)
+    print(f"job {job} {status.value.lower()}", file=sys.stderr)
+    return 0 if status.value == "SUCCEEDED" else 1
+
+
+async def _follow(client: Any, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", flush=True)
+
+
+def _without(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
+    """Arguments less some flags and their values."""
+    rest, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in flags:
+            skip = True
+        elif not argument.startswith(tuple(f"{flag}=" for flag in flags)):
+            rest.append(argument)
+    return rest
+
+
+def _read_text(uri: str) -> str:
+    filesystem, path = open_filesystem(uri)
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            return stream.read().decode()
+    except (FileNotFoundError, OSError) as error:
+        raise ValueError(f"cannot read {uri}: {error}") from error
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == 28:
+        where = error.filename or os.getcwd()
+        return f"no space left on the disk ({where}). Make room and run the same command: it goes on where it was."
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

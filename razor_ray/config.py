@@ -1,0 +1,379 @@
+"""What a run is: one frozen dataclass per stage, and recipes that return them.
+
+A docstring under a field is its help text on the command line. Checks that need no data are made here, at
+construction, so that a wrong setting costs nothing; checks that need data are made by the stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+Auto = Literal["auto"]
+Quota = Literal["ispl", "proportional", "uniform", "recall"]
+Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
+Hardness = Literal["el2n", "loss", "margin", "entropy"]
+
+_Flat = tyro.conf.arg(name="")
+"""Drops a field's own name from its flag: `InputConfig.path` inside a field `input` becomes `--input`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputConfig:
+    """Where the labelled images are, and what their columns are called."""
+
+    path: Annotated[str, _Flat]
+    """Parquet file, folder or glob; local or a URI such as s3://bucket/train."""
+    image_column: str = "image"
+    """Encoded images: bytes, or the Hugging Face struct {bytes, path}."""
+    label_column: str = "label"
+    """Integers 0..C-1, or strings."""
+    id_column: str | None = None
+    """A column that names each sample for good. With it every random choice is keyed by that name, so that the
+    subset survives a resharding of the input; without it by the sample's place (shard and row)."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the classes, in the order of their integers. Found in the Parquet metadata if not given."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("input must name a Parquet file, folder or glob, got an empty path.")
+        _check_class_names(self.class_names)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Held-out images to measure accuracy on."""
+
+    path: Annotated[str | None, _Flat] = None
+    """Parquet file, folder or glob with held-out images."""
+    image_column: str = "image"
+    """As for the input."""
+    label_column: str = "label"
+    """As for the input."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The network, the size of its input, and where it runs."""
+
+    arch: str = "auto"
+    """A torchvision model name, 'resnet9' (for images up to 64 pixels) or 'module:function', a function of the number
+    of classes. 'auto': resnet9 for small images, resnet18 for others."""
+    weights: str | None = None
+    """A state_dict to start from (.safetensors, or .pt and .pth read with weights_only=True)."""
+    image_size: int | Auto = "auto"
+    """Side in pixels of the square that the network sees. 'auto': the images' own up to 64, else 224."""
+
+    def __post_init__(self) -> None:
+        if self.image_size != "auto" and self.image_size < 4:
+            raise ValueError(f"image_size must be at least 4 pixels, got {self.image_size}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProxyConfig(ModelConfig):
+    """The model that scores: used as given by its weights, or else trained on the input for a few epochs."""
+
+    epochs: int = 4
+    """Passes over the input to train the proxy, if it is not given."""
+    batch_size: int | Auto = "auto"
+    """Batch size of that training."""
+    learning_rate: float | Auto = "auto"
+    """Peak learning rate of that training."""
+
+    def __post_init__(self) -> None:
+        ModelConfig.__post_init__(self)
+        _check_at_least("proxy.epochs", self.epochs, 1)
+        if self.batch_size != "auto":
+            _check_at_least("proxy.batch_size", self.batch_size, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreConfig:
+    """The scoring pass: one forward pass over every image."""
+
+    hardness: Hardness = "el2n"
+    """Which score ranks samples inside a class."""
+    batch_size: int | Auto = "auto"
+    """Images per forward pass; always consecutive rows of one shard. 'auto': 256 on a GPU, 128 on a CPU."""
+    num_workers: int | Auto = "auto"
+    """Copies of the proxy. 'auto': one for each GPU, or one for each CPU when there is no GPU."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Of the forward pass; scores are float32 either way. 'auto': bf16 on GPUs, float32 on CPUs."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_workers"):
+            value = getattr(self, name)
+            if value != "auto":
+                _check_at_least(f"score.{name}", value, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeighConfig:
+    """Interclass sampling: ISPL weights and the number of samples that each class keeps."""
+
+    scheme: Scheme = "linear"
+    """Inverse self-paced scheme that turns a loss into a weight in [0, 1]."""
+    quantile: float = 0.7
+    """The scheme's threshold is this quantile of the losses."""
+    second_threshold: float = 0.5
+    """For 'mixture': the lower threshold, as a fraction of the upper."""
+    diversity_step: float = 1.0
+    """For 'diversity': its delta, as a fraction of the threshold."""
+    beta: float | Auto = "auto"
+    """Of the effective number of samples, in [0, 1). 'auto': 1 - C / N."""
+    quota: Quota = "ispl"
+    """What a class's quota is proportional to: its ISPL mass, its size, nothing, or 1 - recall."""
+    class_floor: int = 1
+    """Keep at least this many samples of every class (all of a smaller class)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"weigh.quantile must be in [0, 1], got {self.quantile}.")
+        if not 0 < self.second_threshold < 1:
+            raise ValueError(f"weigh.second_threshold must be in (0, 1), got {self.second_threshold}.")
+        if not (self.diversity_step > 0 and math.isfinite(self.diversity_step)):
+            raise ValueError(f"weigh.diversity_step must be positive and finite, got {self.diversity_step}.")
+        if self.beta != "auto" and not 0 <= self.beta < 1:
+            raise ValueError(f"weigh.beta must be in [0, 1), got {self.beta}.")
+        _check_at_least("weigh.class_floor", self.class_floor, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleConfig:
+    """Intraclass sampling: clusters, and the razor's two edges."""
+
+    clustering: Literal["kmeans", "mean_shift", "none"] = "kmeans"
+    """k-means on the embeddings, mean-shift on the hardness, or one cluster."""
+    num_clusters: int = 20
+    """Of a class, for k-means; a class of fewer than ten samples per cluster gets fewer clusters."""
+    tail: float | Auto = "auto"
+    """The far edge: the fraction of a class, its hardest samples, that is set aside. 'auto': grows as the budget falls,
+    and is never below the estimated share of wrong labels."""
+    gamma: float | Auto = "auto"
+    """The near edge, the razor's sharpness: a sample is kept with a chance that goes as density^-gamma, the density of
+    hardness around it. 0 follows the data, 1 (which 'auto' is) covers the range of hardness evenly."""
+    noise_guard: bool = True
+    """Let tail 'auto' rise to the estimated share of wrong labels."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("sample.num_clusters", self.num_clusters, 1)
+        if self.tail != "auto" and not 0 <= self.tail < 1:
+            raise ValueError(f"sample.tail must be in [0, 1), got {self.tail}. It is a fraction of the class.")
+        if self.gamma != "auto" and not (self.gamma >= 0 and math.isfinite(self.gamma)):
+            raise ValueError(f"sample.gamma must be at least 0, got {self.gamma}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PruneConfig:
+    """From labelled images to a smaller Parquet dataset."""
+
+    input: InputConfig
+    """The labelled images."""
+    output: str
+    """The run's folder; local, or a URI such as s3://bucket/run. The same command resumes it."""
+    keep_fraction: float
+    """Fraction of the samples to keep, in (0, 1]."""
+    seed: int = 0
+    """Of every random choice."""
+    max_quarantine_fraction: float = 0.01
+    """Stop if more than this fraction of the images cannot be used."""
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    """The model that scores."""
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    """The scoring pass."""
+    weigh: WeighConfig = field(default_factory=WeighConfig)
+    """Interclass sampling."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Intraclass sampling."""
+
+    def __post_init__(self) -> None:
+        check_keep_fraction(self.keep_fraction)
+        if not self.output:
+            raise ValueError("output must name the run's folder, got an empty path.")
+        if not 0 <= self.max_quarantine_fraction <= 1:
+            raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Train a network on a subset, or on any labelled images in Parquet."""
+
+    input: InputConfig
+    """Images to train on: RUN/subset, or the whole dataset."""
+    output: str
+    """Folder for the checkpoint and metrics.jsonl. The same command resumes it."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Held-out images, measured after every epoch."""
+    model: Annotated[ModelConfig, _Flat] = field(default_factory=ModelConfig)
+    """The network."""
+    epochs: int = 10
+    """Passes over the input."""
+    batch_size: int | Auto = "auto"
+    """Samples per step, over all workers. 'auto': 128, less for very small datasets."""
+    learning_rate: float | Auto = "auto"
+    """At the peak of the schedule. 'auto': 0.4 for SGD (0.05 for torchvision networks), 0.001 for Adam and AdamW."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD has Nesterov momentum 0.9."""
+    weight_decay: float = 5e-4
+    """Decoupled for AdamW, L2 for the others; not on biases and normalisation."""
+    schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
+    """Of the learning rate, over all steps."""
+    augment: Literal["crop", "crop_flip", "none"] = "crop"
+    """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs, so ask for them."""
+    label_smoothing: float = 0.0
+    """In [0, 1)."""
+    use_weights: bool = False
+    """Weigh each sample's loss by the subset's column `weight`."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """'auto': bf16 autocast on GPUs, float32 on CPUs."""
+    num_workers: int | Auto = "auto"
+    """Ray Train workers. 'auto': one for each GPU, or one when there is no GPU."""
+    cache_gib: float = 4.0
+    """Keep the decoded images of a worker in memory when they fit in this; larger data is streamed in every epoch."""
+    seed: int = 0
+    """Of initialisation, shuffling and augmentation."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("epochs", self.epochs, 1)
+        for name, least in (("batch_size", 2), ("num_workers", 1)):
+            value = getattr(self, name)
+            if value != "auto":
+                _check_at_least(name, value, least)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+        _check_seed(self.seed)
+
+
+Config = TypeVar("Config", PruneConfig, TrainConfig)
+
+
+def to_dict(config: PruneConfig | TrainConfig) -> dict[str, Any]:
+    """The configuration as plain dictionaries, for config.json."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`.
+
+    Parameters
+    ----------
+    kind : PruneConfig or TrainConfig
+    values : dict
+        As `to_dict` makes it, possibly through JSON.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown (another version of razor_ray wrote it) or out of its range.
+    """
+    return _build(kind, values, "")
+
+
+def load(kind: type[Config], text: str) -> Config:
+    """Read a configuration from the text of a config.json."""
+    try:
+        return from_dict(kind, json.loads(text))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"not a {kind.__name__} in JSON: {error}") from error
+
+
+def differences(one: PruneConfig | TrainConfig, other: PruneConfig | TrainConfig) -> list[str]:
+    """Settings in which two configurations ask for different results, as lines 'name: one here, other there'.
+
+    Where a run is put and how many workers it uses change no result, and are left out.
+    """
+    here, there = _flatten(to_dict(one)), _flatten(to_dict(other))
+    names = sorted((here.keys() | there.keys()) - _NO_EFFECT_ON_RESULTS)
+    return [
+        f"{name}: {here.get(name)!r} here, {there.get(name)!r} there"
+        for name in names
+        if here.get(name) != there.get(name)
+    ]
+
+
+_NO_EFFECT_ON_RESULTS = {"output", "score.num_workers", "num_workers", "cache_gib"}
+
+
+def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:
+    """Recipe for CIFAR-10 and its like: 32-pixel images, tens of thousands of them, ten even classes."""
+    return PruneConfig(
+        input=InputConfig(path=path),
+        output=output,
+        keep_fraction=keep_fraction,
+        proxy=ProxyConfig(arch="resnet9", image_size=32),
+    )
+
+
+def imagenet(path: str, output: str, proxy_weights: str, keep_fraction: float = 0.3) -> PruneConfig:
+    """Recipe for ImageNet: scored by a torchvision ResNet-50 whose weights the user has, so that nothing is trained first."""
+    return PruneConfig(
+        input=InputConfig(path=path),
+        output=output,
+        keep_fraction=keep_fraction,
+        proxy=ProxyConfig(arch="resnet50", weights=proxy_weights, image_size=224),
+        score=ScoreConfig(batch_size=256),
+    )
+
+
+def check_keep_fraction(keep_fraction: float) -> None:
+    """Raise ValueError unless `keep_fraction` is in (0, 1]."""
+    if not 0 < keep_fraction <= 1:
+        mend = (
+            f" It is the fraction to keep, not a percentage: to keep {keep_fraction:g} % pass {keep_fraction / 100:g}."
+            if 1 < keep_fraction <= 100
+            else ""
+        )
+        raise ValueError(f"keep_fraction must be in (0, 1], got {keep_fraction:g}.{mend}")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be in 0..2^63-1, got {seed}.")
+
+
+def _check_class_names(names: tuple[str, ...] | None) -> None:
+    if names is not None and len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"input.class_names must differ from each other, got {', '.join(twice)} more than once.")
+
+
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    nested = {
+        "input": InputConfig,
+        "eval": EvalConfig,
+        "model": ModelConfig,
+        "proxy": ProxyConfig,
+        "score": ScoreConfig,
+        "weigh": WeighConfig,
+        "sample": SampleConfig,
+    }
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(values.keys() - known):
+        raise ValueError(f"unknown setting {prefix}{unknown[0]}; settings of this version: {', '.join(sorted(known))}")
+    arguments = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _build(nested[name], value, f"{prefix}{name}.")
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return flat

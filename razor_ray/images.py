@@ -1,0 +1,211 @@
+"""Encoded images to pixels, and pixels to what a network sees.
+
+Decoding gives uint8, height x width x channel: a quarter of the bytes of float32, so that is what crosses processes.
+Normalisation to float happens on the device. Decoding for a score is deterministic; random crops and flips are for
+training, on the device and for a whole batch at once.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.v2 import functional as transforms
+
+MAX_PIXELS = 100_000_000
+"""A header that promises more is refused before a pixel is decoded (decompression bombs)."""
+
+SMALL_IMAGE = 64
+"""Images up to this side are seen whole and at their own size; larger ones as a central crop of 224."""
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
+
+_TORCHVISION_FORMATS = {"JPEG", "PNG", "WEBP", "MPO"}
+
+
+class ImageError(ValueError):
+    """An image that cannot be used; the message is the reason that the quarantine gives."""
+
+
+def network_size(height: int, width: int) -> int:
+    """Side of the square that a network sees of images of this size: their own up to 64 pixels, else 224.
+
+    >>> network_size(28, 28), network_size(32, 40), network_size(533, 400)
+    (28, 32, 224)
+    """
+    side = min(height, width)
+    return max(side, 4) if max(height, width) <= SMALL_IMAGE else 224
+
+
+def image_dimensions(encoded: bytes) -> tuple[int, int]:
+    """Height and width in pixels, read from the header alone.
+
+    Raises
+    ------
+    ImageError
+        If it is no image, or its header promises more than `MAX_PIXELS`.
+    """
+    return _open(encoded).size[::-1]
+
+
+def decode(encoded: bytes | None, size: int) -> NDArray[np.uint8]:
+    """Decode one image to RGB and fit it to a square.
+
+    Images for small networks (`size` up to 64) are resized whole; others have their shorter side resized and their
+    centre cropped, as ImageNet models are evaluated.
+
+    Parameters
+    ----------
+    encoded : bytes or None
+        JPEG, PNG, WebP or anything that Pillow reads; grey, palette, alpha, CMYK and 16-bit images become 8-bit RGB.
+    size : int
+        Side in pixels.
+
+    Returns
+    -------
+    ndarray of shape (size, size, 3), uint8
+
+    Raises
+    ------
+    ImageError
+        If the bytes are missing, are no image, are cut short, or hold too many pixels.
+    """
+    if not encoded:
+        raise ImageError("no image bytes")
+    return _fit(_decode_pixels(encoded), size)
+
+
+def decode_batch(encoded: Sequence[bytes | None], size: int) -> tuple[NDArray[np.uint8], list[str | None]]:
+    """Decode images, each on its own: one that fails leaves zeros and its reason, and the others where they are.
+
+    Returns
+    -------
+    pixels : ndarray of shape (B, size, size, 3), uint8
+    reasons : list of B str or None
+        None where the image was decoded.
+    """
+    pixels = np.zeros((len(encoded), size, size, 3), np.uint8)  # (B, S, S, 3)
+    reasons: list[str | None] = [None] * len(encoded)
+    for index, content in enumerate(encoded):
+        try:
+            pixels[index] = decode(content, size)
+        except ImageError as error:
+            reasons[index] = str(error)
+    return pixels, reasons
+
+
+def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 images (B, S, S, 3) to normalised ones (B, 3, S, S) in channels_last memory, on the pixels' device."""
+    mean = torch.tensor(_MEAN, device=pixels.device).mul_(255)
+    scale = torch.tensor(_STD, device=pixels.device).mul_(255).reciprocal_()
+    # A permuted NHWC tensor is NCHW in channels_last memory: no copy.
+    return ((pixels.to(torch.float32) - mean) * scale).permute(0, 3, 1, 2).to(dtype)
+
+
+def random_crop(images: Tensor, size: int, generator: torch.Generator, *, flip: bool = False) -> Tensor:
+    """A random crop of each image, after padding by an eighth if the images are no larger than the crop.
+
+    Parameters
+    ----------
+    images : Tensor of shape (B, H, H, C), uint8
+    size : int
+        Side of the crops, at most H.
+    generator : torch.Generator
+        On the CPU, so that a run is the same on every device.
+    flip : bool
+        Mirror half of the images left to right; only where that keeps the label.
+
+    Returns
+    -------
+    Tensor of shape (B, size, size, C), uint8
+    """
+    batch, side = len(images), images.shape[1]
+    if side == size:
+        pad = max(1, size // 8)
+        planes = images.permute(0, 3, 1, 2).to(torch.float32)  # reflection padding knows no uint8
+        images = torch.nn.functional.pad(planes, (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
+        side += 2 * pad
+    offsets = torch.randint(0, side - size + 1, (2, batch), generator=generator)  # (2, B)
+    steps = torch.arange(size)
+    top = (offsets[0, :, None] + steps).to(images.device)  # (B, S)
+    left = offsets[1, :, None] + steps  # (B, S)
+    if flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5  # (B,)
+        left = torch.where(mirrored[:, None], left.flip(1), left)
+    index = torch.arange(batch, device=images.device)[:, None, None]  # (B, 1, 1)
+    return images[index, top[:, :, None], left.to(images.device)[:, None, :]]
+
+
+def stored_size(size: int, *, augment: bool) -> int:
+    """Side at which to decode for training on `size` pixels: a margin for crops of large images, small ones are padded.
+
+    >>> stored_size(32, augment=True), stored_size(224, augment=True), stored_size(224, augment=False)
+    (32, 256, 224)
+    """
+    return round(size * 256 / 224) if augment and size > SMALL_IMAGE else size
+
+
+def _open(encoded: bytes) -> Image.Image:
+    """The image's header. Pillow reads it lazily, in about 30 microseconds, and knows far more formats than we would."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of bombs at a limit of its own
+            image = Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombError as error:
+        raise ImageError("too many pixels") from error
+    except UnidentifiedImageError as error:
+        raise ImageError("not an image") from error
+    except Exception as error:  # Pillow's plugins raise anything on hostile headers: struct.error, SyntaxError, ...
+        raise ImageError("broken image header") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError("too many pixels")
+    return image
+
+
+def _decode_pixels(encoded: bytes) -> Tensor:
+    """RGB pixels, (3, H, W) uint8."""
+    image = _open(encoded)
+    if image.format in _TORCHVISION_FORMATS:
+        try:
+            source = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+            pixels = decode_image(source, mode=ImageReadMode.RGB)
+            return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
+        except RuntimeError:
+            pass  # cut short, or a variant that it refuses: Pillow has the last word
+    return _decode_with_pillow(image)
+
+
+def _decode_with_pillow(image: Image.Image) -> Tensor:
+    try:
+        image.load()
+        if image.mode.startswith("I"):
+            # Pillow clips 16-bit grey to 255 on conversion, which would make nearly all of it white.
+            grey = np.asarray(image).astype(np.int64) >> 8
+            array = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        else:
+            array = np.array(image.convert("RGB"))
+    except Exception as error:  # as in _open
+        raise ImageError("broken or truncated image") from error
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _fit(pixels: Tensor, size: int) -> NDArray[np.uint8]:
+    """(3, H, W) to (size, size, 3)."""
+    height, width = pixels.shape[-2:]
+    if size <= SMALL_IMAGE:
+        if (height, width) != (size, size):
+            pixels = transforms.resize(pixels, [size, size], antialias=True)
+    else:
+        scale = size * 256 / 224 / min(height, width)
+        shape = [max(size, round(height * scale)), max(size, round(width * scale))]
+        if shape != [height, width]:
+            pixels = transforms.resize(pixels, shape, antialias=True)
+        pixels = transforms.center_crop(pixels, [size, size])
+    return pixels.permute(1, 2, 0).numpy()

@@ -1,0 +1,92 @@
+"""manifest.json: what went into a run and what came out, with counts that must add up."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from typing import Any
+
+import pyarrow as pa
+
+import razor_ray
+from razor_ray import config as configuration
+from razor_ray.run_store import MANIFEST, RunStore
+
+_STAGES = ("catalog", "proxy", "scores", "weights", "selection", "subset")
+_PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "scikit-learn", "pillow")
+
+
+def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table) -> dict[str, Any]:
+    """Gather a finished run's facts, check that its counts reconcile, and write them.
+
+    Raises
+    ------
+    RuntimeError
+        If input = kept + dropped + quarantined does not hold, or the budget was missed: a fault of razor_ray.
+    """
+    facts = {stage: store.commit_facts(stage) for stage in (*_STAGES, "quarantine")}
+    kept = facts["subset"]["num_samples"]
+    counts = {
+        "input": facts["catalog"]["num_samples"],
+        "scored": facts["scores"]["num_samples"],
+        "kept": kept,
+        "dropped": facts["weights"]["num_samples"] - kept,
+        "quarantined": facts["quarantine"]["num_samples"],
+    }
+    _check(counts, facts["weights"]["budget"])
+    kept_by_class = facts["selection"]["kept_by_class"]
+    manifest = {
+        "razor_ray": razor_ray.__version__,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "seed": config.seed,
+        "input": {"path": config.input.path, "fingerprint": _fingerprint(store), "num_shards": facts["catalog"]["num_shards"]},
+        "proxy": facts["proxy"],
+        "scores": facts["scores"],
+        "budget": {
+            "keep_fraction": config.keep_fraction,
+            "asked": facts["weights"]["budget"],
+            "met": kept,
+        },
+        "counts": counts,
+        "quarantine": facts["quarantine"]["reasons"],
+        "reasons": facts["selection"]["reasons"],
+        "ispl": facts["weights"]["ispl"] | {"beta": facts["weights"]["beta"]},
+        "classes": [
+            {
+                "label": row["label"],
+                "name": row["class_name"],
+                "num_samples": row["num_samples"],
+                "quota": row["quota"],
+                "kept": kept_by_class[str(row["label"])],
+            }
+            for row in weights.to_pylist()
+        ],
+        "subset_bytes": facts["subset"]["num_bytes"],
+        "seconds": {stage: (store.read_json(f"{stage}/_seconds.json") or {}).get("seconds") for stage in _STAGES},
+    }
+    store.write_json(MANIFEST, manifest)
+    return manifest
+
+
+def _check(counts: dict[str, int], budget: int) -> None:
+    if counts["input"] != counts["kept"] + counts["dropped"] + counts["quarantined"]:
+        raise RuntimeError(f"samples were lost: {counts}. Please report this with the run's folder.")
+    if counts["kept"] != budget:
+        raise RuntimeError(f"{counts['kept']} samples kept of {budget} asked. Please report this with the run's folder.")
+
+
+def _fingerprint(store: RunStore) -> str:
+    """One hash over the shards' fingerprints."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in store.read("catalog", ["fingerprint"])["fingerprint"].to_pylist():
+        digest.update(value.encode())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

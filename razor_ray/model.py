@@ -1,0 +1,210 @@
+"""Build a network, load its weights safely, and take features and logits from one forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+from collections.abc import Callable, Mapping
+
+import pyarrow.fs as pafs
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from razor_ray.images import SMALL_IMAGE
+
+DEFAULT_SMALL, DEFAULT_LARGE = "resnet9", "resnet18"
+
+
+class ResNet9(nn.Module):
+    """A small residual network for images of 8 to 64 pixels: seven convolutions, two shortcuts, 0.3 million weights.
+
+    After the network that D. Page trained CIFAR-10 with (How to train your ResNet, 2018), four times as narrow.
+
+    Parameters
+    ----------
+    num_classes : int
+    width : int
+        Channels of the first layer; the embedding has eight times as many numbers.
+    """
+
+    def __init__(self, num_classes: int, width: int = 16) -> None:
+        super().__init__()
+        self.stem = _convolution(3, width)
+        self.stage1 = nn.Sequential(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width))
+        self.stage2 = nn.Sequential(_convolution(2 * width, 4 * width), nn.MaxPool2d(2))
+        self.stage3 = nn.Sequential(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width))
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.head = nn.Linear(8 * width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, S, S) to logits (B, C)."""
+        features = self.stage3(self.stage2(self.stage1(self.stem(images))))  # (B, 8 W, S/8, S/8)
+        return self.head(self.pool(features).flatten(1))
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_convolution(width, width), _convolution(width, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + self.body(images)
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+def resolve_arch(arch: str, image_size: int) -> str:
+    """The name that 'auto' stands for at this image size; other names as they are.
+
+    >>> resolve_arch("auto", 32), resolve_arch("auto", 224), resolve_arch("vit_b_16", 224)
+    ('resnet9', 'resnet18', 'vit_b_16')
+    """
+    if arch != "auto":
+        return arch
+    return DEFAULT_SMALL if image_size <= SMALL_IMAGE else DEFAULT_LARGE
+
+
+def build(arch: str, num_classes: int) -> nn.Module:
+    """A network with fresh weights.
+
+    Parameters
+    ----------
+    arch : str
+        'resnet9', a torchvision model name, or 'module:function', called with `num_classes`.
+    num_classes : int
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or it does not end in a linear layer of `num_classes` outputs.
+    """
+    network = _constructor(arch)(num_classes)
+    head = classifier(network)
+    if head.out_features != num_classes:
+        raise ValueError(f"arch {arch} ends in {head.out_features} outputs, but there are {num_classes} classes.")
+    return network
+
+
+def classifier(network: nn.Module) -> nn.Linear:
+    """The last linear layer, whose input is the embedding and whose output the logits."""
+    heads = [module for module in network.modules() if isinstance(module, nn.Linear)]
+    if not heads:
+        raise ValueError(
+            f"{type(network).__name__} has no linear layer to take embeddings from. Use a network that ends in one, "
+            "such as resnet18, efficientnet_b0 or vit_b_16."
+        )
+    return heads[-1]
+
+
+class FeaturesAndLogits(nn.Module):
+    """A network that also gives the input of its last linear layer, from the same forward pass.
+
+    Parameters
+    ----------
+    network : nn.Module
+        As `build` makes it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.embedding_size = classifier(network).in_features
+        self._captured: list[Tensor] = []
+        classifier(network).register_forward_pre_hook(lambda _, inputs: self._captured.append(inputs[0]))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) to embeddings (B, D) and logits (B, C)."""
+        self._captured.clear()
+        logits = self.network(images)
+        assert len(self._captured) == 1, "the last linear layer must run once in a forward pass"
+        return self._captured.pop().flatten(1), logits
+
+
+def load_weights(network: nn.Module, content: bytes, name: str) -> None:
+    """Put a state_dict into a network, without running any code that the file may hold.
+
+    Parameters
+    ----------
+    network : nn.Module
+    content : bytes
+        A safetensors file, or what `torch.save` made of a state_dict; a dictionary that holds it under 'model' or
+        'state_dict' will do, and so will names that begin with 'module.'.
+    name : str
+        Of the file; tells the format by its ending, and stands in messages.
+
+    Raises
+    ------
+    ValueError
+        If the file holds more than tensors, or does not fit the network; the message names the first that do not fit.
+    """
+    weights = _state_dict(content, name)
+    own = network.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"weights {name} do not fit {type(network).__name__}: {len(missing)} missing ({', '.join(missing[:3])}), "
+            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Check --proxy.arch."
+        )
+    for key, value in weights.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"weights {name} do not fit: {key} is {tuple(value.shape)}, the network's is {tuple(own[key].shape)}. "
+                "Check --proxy.arch and the number of classes."
+            )
+    network.load_state_dict(dict(weights))
+
+
+def save_weights(network: nn.Module) -> bytes:
+    """A network's state_dict as the content of a safetensors file."""
+    return safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+
+
+def read_file(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """A whole file, with an error that names it if it is not there."""
+    try:
+        with filesystem.open_input_file(path) as stream:
+            return stream.read()
+    except (FileNotFoundError, OSError) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
+
+
+def weights_hash(content: bytes) -> str:
+    """SHA-256 of a weights file, as the manifest gives it."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def _constructor(arch: str) -> Callable[[int], nn.Module]:
+    if arch == DEFAULT_SMALL:
+        return ResNet9
+    if ":" in arch:
+        module, _, function = arch.partition(":")
+        try:
+            return getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"cannot load arch {arch}: {error}. It must be importable on every node.") from error
+    if arch not in torchvision.models.list_models(module=torchvision.models):  # classifiers, not detectors
+        raise ValueError(f"no arch {arch!r}. Use resnet9, a torchvision model such as resnet50, or module:function.")
+    return lambda num_classes: torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
+
+
+def _state_dict(content: bytes, name: str) -> Mapping[str, Tensor]:
+    try:
+        if name.endswith(".safetensors"):
+            weights = safetensors.torch.load(content)
+        else:
+            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling errors of many kinds; a refusal of code is one of them
+        raise ValueError(f"cannot load weights {name} safely: {error}. Save a state_dict, best as .safetensors.") from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping):
+            weights = weights[wrapper]
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"weights {name} must be a state_dict, a dictionary of tensors.")
+    return {key.removeprefix("module."): value for key, value in weights.items()}

@@ -1,0 +1,139 @@
+"""The stages in order: `prune` and `train`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from razor_ray import manifest, model
+from razor_ray.config import EvalConfig, InputConfig, PruneConfig, TrainConfig
+from razor_ray.progress import say
+from razor_ray.run_store import RunStore, open_filesystem
+from razor_ray.stages import catalog as catalogs
+from razor_ray.stages import runtime
+from razor_ray.stages import train as training
+from razor_ray.stages import weigh as weighing
+from razor_ray.stages.sample import sample
+from razor_ray.stages.score import Proxy, proxy_in_store, score
+from razor_ray.stages.subset import write_subset
+
+
+def prune(config: PruneConfig) -> dict[str, Any]:
+    """Choose a subset and write it; stages that are done already are skipped.
+
+    Parameters
+    ----------
+    config : PruneConfig
+
+    Returns
+    -------
+    dict
+        The run's manifest.
+
+    Raises
+    ------
+    ValueError
+        For whatever a user can mend: the input, the settings, an output that holds another run.
+    """
+    store = RunStore(config.output)
+    store.claim(config)
+    with runtime.session():
+        stages = _Stages(store)
+        stages.once("catalog", lambda: catalogs.write(catalogs.build(config.input), store))
+        catalog = catalogs.read(config.input, store)
+        stages.once("proxy", lambda: _make_proxy(config, catalog, store))
+        proxy = _read_proxy(catalog, store)
+        stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
+        stages.once(
+            "weights", lambda: weighing.weigh(store, catalog.class_names, config.weigh, config.keep_fraction)
+        )
+        stages.once("selection", lambda: sample(store, weighing.read(store), config))
+        stages.once("subset", lambda: write_subset(catalog, store))
+        result = manifest.write(store, config, weighing.read(store).table)
+    say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.path('subset')}")
+    return result
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train a network on a subset or any labelled images, and evaluate it on held-out ones.
+
+    Returns
+    -------
+    dict
+        The last epoch's metrics.
+
+    Raises
+    ------
+    ValueError
+        For whatever a user can mend.
+    """
+    store = RunStore(config.output)
+    store.claim(config)
+    with runtime.session():
+        if not store.is_done("train"):
+            catalog = catalogs.build(config.input)
+            held_out = catalogs.build(_eval_input(config.eval), like=catalog) if config.eval.path else None
+            result = training.train(config, catalog, held_out, store, "train", "train")
+            store.seal("train", {"metrics": result})
+        result = store.commit_facts("train")["metrics"]
+    if "accuracy" in result:
+        say(f"accuracy  {result['accuracy']:.2%}, macro F1 {result['macro_f1']:.2%}, worst class {result['worst_recall']:.2%}")
+    say(f"done      {store.path('train', 'model.safetensors')}")
+    return result
+
+
+class _Stages:
+    """Runs what has not committed yet, and keeps the seconds that it took."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+
+    def once(self, name: str, run: Callable[[], None]) -> None:
+        if self.store.is_done(name):
+            say(f"{name:<10}done before, skipped")
+            return
+        started = time.perf_counter()
+        run()
+        self.store.write_json(f"{name}/_seconds.json", {"seconds": round(time.perf_counter() - started, 3)})
+
+
+def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
+    """Commit the proxy: the weights that were given, or those of a short training."""
+    size = catalogs.choose_size(config.proxy.image_size, catalog)
+    arch = model.resolve_arch(config.proxy.arch, size)
+    num_classes = len(catalog.class_names)
+    network = model.build(arch, num_classes)
+    facts: dict[str, Any] = {"arch": arch, "image_size": size, "num_classes": num_classes}
+    if config.proxy.weights:
+        filesystem, path = open_filesystem(config.proxy.weights)
+        model.load_weights(network, model.read_file(filesystem, path), config.proxy.weights)
+        facts["trained"] = False
+    else:
+        training_config = TrainConfig(
+            input=config.input,
+            output=config.output,
+            model=config.proxy,
+            epochs=config.proxy.epochs,
+            batch_size=config.proxy.batch_size,
+            learning_rate=config.proxy.learning_rate,
+            seed=config.seed,
+        )
+        facts["metrics"] = training.train(training_config, catalog, None, store, "_proxy", "proxy")
+        content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
+        model.load_weights(network, content, "model.safetensors")
+        facts["trained"] = True
+    content = model.save_weights(network)
+    store.write_bytes("proxy/model.safetensors", content)
+    store.seal("proxy", facts | {"weights_sha256": model.weights_hash(content)})
+    store.discard("_proxy")
+
+
+def _read_proxy(catalog: catalogs.Catalog, store: RunStore) -> Proxy:
+    facts = store.commit_facts("proxy")
+    return proxy_in_store(store, facts["arch"], len(catalog.class_names), facts["image_size"])
+
+
+def _eval_input(config: EvalConfig) -> InputConfig:
+    assert config.path is not None
+    return InputConfig(path=config.path, image_column=config.image_column, label_column=config.label_column)

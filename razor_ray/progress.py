@@ -1,0 +1,87 @@
+"""Progress that a person can read: the stage, samples done, the rate, the time left.
+
+On a terminal a line that renews itself; elsewhere (a job's log, a file) a plain line every ten seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+_SECONDS_BETWEEN_LINES = {True: 0.2, False: 10.0}  # keyed by whether the stream is a terminal
+
+
+class Progress:
+    """One stage's progress. Made by `stage`.
+
+    Parameters
+    ----------
+    name : str
+        Of the stage.
+    total : int or None
+        How much there is to do, if that is known.
+    unit : str
+        What is counted, such as 'samples'.
+    stream : TextIO
+    """
+
+    def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = 0
+        self.note = ""
+        self._stream = stream
+        self._started = self._last_line = time.monotonic()
+        self._is_terminal = stream.isatty()
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count some more as done."""
+        self.done += count
+        self.note = note
+        now = time.monotonic()
+        if now - self._last_line >= _SECONDS_BETWEEN_LINES[self._is_terminal]:
+            self._last_line = now
+            self._write(self._line(now), end="" if self._is_terminal else "\n")
+
+    def finish(self, summary: str = "") -> None:
+        """The stage's last line."""
+        seconds = time.monotonic() - self._started
+        counted = f"{self.done:,} {self.unit}, " if self.done else ""
+        self._write(f"{self.name:<10}{counted}{_duration(seconds)}{'; ' + summary if summary else ''}", end="\n")
+
+    def _line(self, now: float) -> str:
+        seconds = now - self._started
+        rate = self.done / seconds if seconds > 0 else 0.0
+        of_total = f" of {self.total:,} ({self.done / self.total:.0%})" if self.total else ""
+        left = f", {_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
+        note = f", {self.note}" if self.note else ""
+        return f"{self.name:<10}{self.done:,}{of_total} {self.unit}, {rate:,.0f}/s{left}{note}"
+
+    def _write(self, text: str, end: str) -> None:
+        start = "\r\x1b[K" if self._is_terminal else ""
+        print(start + text, end=end, file=self._stream, flush=True)
+
+
+@contextmanager
+def stage(name: str, total: int | None = None, unit: str = "samples") -> Iterator[Progress]:
+    """Show a stage's progress on standard error, and its last line when it ends well."""
+    progress = Progress(name, total, unit, sys.stderr)
+    yield progress
+    progress.finish(progress.note)
+
+
+def say(text: str) -> None:
+    """A line for the person who runs this."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

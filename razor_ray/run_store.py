@@ -1,0 +1,174 @@
+"""A run's folder: what is done, how a stage commits, and the manifest.
+
+A stage writes its files aside, under ``_staging/<stage>``, and commits in two steps: the files move to ``<stage>/``
+and then ``<stage>/_commit.json`` is written. The commit file is the only truth: a stage without one has not happened,
+whatever lies in its folder, and is done again. Locally the move is one rename, so that nobody who looks into the
+folder sees half a stage; object stores have no rename, so there the files are copied one by one and only the commit
+file tells. Readers of Parquet skip names that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from razor_ray import config as configuration
+
+COMMIT = "_commit.json"
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+
+
+def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The filesystem and the path in it of a URI or a local path.
+
+    Local paths are made absolute, since the working directory differs between the driver and the workers.
+
+    Raises
+    ------
+    ValueError
+        If the URI's scheme is not one that pyarrow knows.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        return pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"cannot open {uri}: {error}. Use a local path, or s3://, gs:// or hdfs://.") from error
+
+
+class RunStore:
+    """One run's folder on any pyarrow filesystem.
+
+    Parameters
+    ----------
+    uri : str
+        Local path or URI. The folder is made when the first file is written.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.filesystem, self.root = open_filesystem(uri)
+
+    def path(self, *names: str) -> str:
+        """A path in the store's filesystem."""
+        return "/".join((self.root.rstrip("/"), *names))
+
+    def claim(self, config: configuration.PruneConfig | configuration.TrainConfig) -> None:
+        """Make this folder the run of `config`, or find that it already is.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds a run of another configuration, or files that are no run.
+        """
+        text = self._read_text(CONFIG)
+        if text is None:
+            if self._list(self.root):
+                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it first.")
+            self.write_json(CONFIG, configuration.to_dict(config))
+            return
+        try:
+            found = configuration.load(type(config), text)
+        except ValueError as error:
+            raise ValueError(f"{self.uri} holds another kind of run ({error}). Choose another --output.") from error
+        if changed := configuration.differences(config, found):
+            raise ValueError(
+                f"{self.uri} holds another run ({'; '.join(changed)}). "
+                "Choose another --output, or delete that folder to start anew."
+            )
+
+    def is_done(self, stage: str) -> bool:
+        """Whether the stage has committed."""
+        return self._exists(self.path(stage, COMMIT))
+
+    def commit_facts(self, stage: str) -> dict[str, Any]:
+        """What the stage said when it committed."""
+        text = self._read_text(f"{stage}/{COMMIT}")
+        assert text is not None, f"stage {stage} has not committed"
+        return json.loads(text)
+
+    def begin(self, stage: str) -> str:
+        """An empty folder aside for the stage's files; what a dead attempt left there is swept."""
+        self.discard(f"_staging/{stage}")
+        self.discard(stage)
+        self.filesystem.create_dir(self.path("_staging", stage), recursive=True)
+        return self.path("_staging", stage)
+
+    def commit(self, stage: str, facts: dict[str, Any]) -> None:
+        """Make the stage's files its result, together with `facts` (JSON)."""
+        staged, final = self.path("_staging", stage), self.path(stage)
+        if isinstance(self.filesystem, pafs.LocalFileSystem):
+            self.filesystem.move(staged, final)
+        else:
+            for name in self._list(staged):
+                self.filesystem.copy_file(f"{staged}/{name}", f"{final}/{name}")
+            self.filesystem.delete_dir(staged)
+        self.write_json(f"{stage}/{COMMIT}", facts)
+
+    def seal(self, stage: str, facts: dict[str, Any]) -> None:
+        """Commit a stage whose files were written in their place, one by one: only the commit file makes them its."""
+        self.write_json(f"{stage}/{COMMIT}", facts)
+
+    def discard(self, name: str) -> None:
+        """Delete a folder of the run, if it is there."""
+        if self._exists(self.path(name)):
+            self.filesystem.delete_dir(self.path(name))
+
+    def files(self, stage: str) -> list[str]:
+        """Paths of a committed stage's Parquet files, sorted by name."""
+        assert self.is_done(stage), f"stage {stage} has not committed"
+        return [self.path(stage, name) for name in sorted(self._list(self.path(stage))) if name.endswith(".parquet")]
+
+    def read(self, stage: str, columns: list[str] | None = None) -> pa.Table:
+        """A committed stage as one table, in the order of its files. For tables of a row per shard or class."""
+        tables = [pq.read_table(path, columns=columns, filesystem=self.filesystem) for path in self.files(stage)]
+        return pa.concat_tables(tables)
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        self.write_bytes(name, json.dumps(value, indent=2, sort_keys=False).encode() + b"\n")
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a small file whole or not at all."""
+        path = self.path(name)
+        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        # A local write can stop half-way, so it goes to a file aside that is renamed; an object store's put is atomic.
+        target = f"{path.rpartition('/')[0]}/_{path.rpartition('/')[2]}.{os.getpid()}" if local else path
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(content)
+        if local:
+            self.filesystem.move(target, path)
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON file of the run, or None if there is none."""
+        text = self._read_text(name)
+        return None if text is None else json.loads(text)
+
+    def _read_text(self, name: str) -> str | None:
+        if not self._exists(self.path(name)):
+            return None
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return stream.read().decode()
+
+    def _exists(self, path: str) -> bool:
+        return self.filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+    def _list(self, path: str) -> list[str]:
+        selector = pafs.FileSelector(path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+
+def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, **options: Any) -> None:
+    """Write one Parquet file (zstd), through a name aside on local disks so that it is there whole or not at all."""
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    target = f"{path}.{os.getpid()}.tmp" if local else path
+    pq.write_table(table, target, filesystem=filesystem, compression="zstd", **options)
+    if local:
+        filesystem.move(target, path)

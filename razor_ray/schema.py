@@ -1,0 +1,141 @@
+"""The Arrow schema of every table that passes between stages, and the identity of a sample.
+
+The names of columns are written in this file only.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+CATALOG = pa.schema(
+    [
+        pa.field("shard_id", pa.int32(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("num_samples", pa.int64(), nullable=False),
+    ]
+)
+"""A row per shard. `path` is relative to the input; facts of the whole input are JSON in the schema's metadata."""
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+"""A row per sample that could not be used, and why."""
+
+WEIGHTS = pa.schema(
+    [
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("class_name", pa.string(), nullable=False),
+        pa.field("num_samples", pa.int64(), nullable=False),
+        pa.field("num_effective", pa.float64(), nullable=False),
+        pa.field("class_weight", pa.float64(), nullable=False),
+        pa.field("quota", pa.int64(), nullable=False),
+    ]
+)
+"""A row per class that has samples."""
+
+SELECTION = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("hardness", pa.float32(), nullable=False),
+        pa.field("cluster", pa.int32(), nullable=False),
+        pa.field("ispl_weight", pa.float32(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
+        pa.field("rank", pa.int64(), nullable=False),
+        pa.field("reason", pa.dictionary(pa.int8(), pa.string()), nullable=False),
+    ]
+)
+"""A row per scored sample, kept or not."""
+
+SCORE_NAMES = ("loss", "el2n", "margin", "entropy")
+"""Float columns of `scores/`; higher = harder."""
+
+IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+"""An encoded image as Hugging Face `datasets` stores it."""
+
+
+SUBSET = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("image", IMAGE, nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+"""A row per kept image. Labels are the integers of the run; `hugging_face_metadata` names them."""
+
+
+def scores(embedding_size: int) -> pa.Schema:
+    """Schema of `scores/`: a row per sample that was scored, with a float16 embedding of `embedding_size` numbers."""
+    return pa.schema(
+        [
+            pa.field("sample_id", pa.int64(), nullable=False),
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("label", pa.int32(), nullable=False),
+            *(pa.field(name, pa.float32(), nullable=False) for name in SCORE_NAMES),
+            pa.field("correct", pa.bool_(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float16(), embedding_size), nullable=False),
+        ]
+    )
+
+
+def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
+    """The table, if its columns, types and order are those of `schema` and no required value is null.
+
+    Raises
+    ------
+    ValueError
+        Naming the first column that differs.
+    """
+    if not table.schema.equals(schema):
+        for expected, got in zip(schema, table.schema, strict=False):
+            if not expected.equals(got):
+                raise ValueError(f"{what}: expected column {expected}, got {got}.")
+        raise ValueError(f"{what}: expected columns {schema.names}, got {table.schema.names}.")
+    for expected in schema:
+        if not expected.nullable and table[expected.name].null_count:
+            raise ValueError(f"{what}: column {expected.name} holds {table[expected.name].null_count} nulls.")
+    return table
+
+
+ROW_BITS = 32
+"""A shard holds at most 2^32 rows."""
+
+
+def sample_ids(shard_id: int, first_row: int, num_rows: int) -> NDArray[np.int64]:
+    """Identities of consecutive rows of a shard, ``shard_id << 32 | row``.
+
+    >>> sample_ids(1, 5, 2).tolist()
+    [4294967301, 4294967302]
+    """
+    assert 0 <= shard_id < 2**31 and 0 <= first_row <= first_row + num_rows <= 2**ROW_BITS
+    return (np.int64(shard_id) << ROW_BITS) + np.arange(first_row, first_row + num_rows, dtype=np.int64)
+
+
+def shard_ids(sample_id: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Shard of each sample.
+
+    >>> shard_ids(np.array([4294967301])).tolist()
+    [1]
+    """
+    return sample_id >> ROW_BITS
+
+
+def rows(sample_id: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Row of each sample in its shard.
+
+    >>> rows(np.array([4294967301])).tolist()
+    [5]
+    """
+    return sample_id & (2**ROW_BITS - 1)

@@ -1,0 +1,170 @@
+"""input -> catalog/: one row per shard, the identity of every sample, and what the labels are."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from razor_ray import images, schema, sources
+from razor_ray.config import Auto, InputConfig
+from razor_ray.progress import stage
+from razor_ray.run_store import RunStore, write_table
+from razor_ray.stages.runtime import run_tasks
+
+_METADATA_KEY = b"razor_ray"
+_SHARDS_PER_TASK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """An input, looked at: its shards, its classes, how large its images are."""
+
+    source: sources.Source
+    input: InputConfig
+    table: pa.Table
+    """Of `schema.CATALOG`."""
+    class_names: tuple[str, ...]
+    label_kind: sources.LabelKind
+    network_size: int
+    """Side in pixels that suits the images."""
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of all shards."""
+        return sum(self.table["num_samples"].to_pylist())
+
+    def columns(self) -> list[str]:
+        """Columns of the input that a sample is made of."""
+        columns = [self.input.image_column, self.input.label_column]
+        return columns + [self.input.id_column] if self.input.id_column else columns
+
+
+def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
+    """Look at every shard's metadata and labels, in parallel.
+
+    Parameters
+    ----------
+    config : InputConfig
+    like : Catalog, optional
+        Take the classes from this one (held-out images are of the classes that were trained on).
+
+    Raises
+    ------
+    InputError
+        If the input is not there, a shard cannot be read, or the labels make no classes.
+    """
+    source = sources.find(config)
+    shards = range(len(source.paths))
+    groups = [tuple(shards[start : start + _SHARDS_PER_TASK]) for start in range(0, len(shards), _SHARDS_PER_TASK)]
+    facts: list[sources.ShardFacts | None] = [None] * len(shards)
+    with stage("catalog", len(shards), "shards") as progress:
+        for index, group in run_tasks(_inspect, ((source, g, config) for g in groups), name="catalog"):
+            for shard, fact in zip(groups[index], group, strict=True):
+                facts[shard] = fact
+            progress.advance(len(group))
+        found = [fact for fact in facts if fact is not None]
+        catalog = _assemble(source, config, found, like)
+        progress.note = f"{catalog.num_samples:,} samples of {len(catalog.class_names)} classes"
+    return catalog
+
+
+def write(catalog: Catalog, store: RunStore) -> None:
+    """Commit a catalog as the stage `catalog`."""
+    metadata = {
+        "class_names": list(catalog.class_names),
+        "label_kind": catalog.label_kind,
+        "network_size": catalog.network_size,
+    }
+    table = catalog.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
+    folder = store.begin("catalog")
+    write_table(store.filesystem, f"{folder}/catalog.parquet", table)
+    store.commit("catalog", {"num_shards": table.num_rows, "num_samples": catalog.num_samples})
+
+
+def read(config: InputConfig, store: RunStore) -> Catalog:
+    """The committed catalog.
+
+    Raises
+    ------
+    InputError
+        If the input's files are not those that were catalogued.
+    """
+    table = store.read("catalog")
+    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    table = schema.check(table.replace_schema_metadata(None), schema.CATALOG, "catalog")
+    source = sources.find(config)
+    if list(source.paths) != table["path"].to_pylist() or list(source.sizes) != table["num_bytes"].to_pylist():
+        raise sources.InputError(
+            f"the files of {config.path} are not those that {store.uri} was begun with. "
+            "Choose another --output for the changed input."
+        )
+    return Catalog(
+        source, config, table, tuple(metadata["class_names"]), metadata["label_kind"], metadata["network_size"]
+    )
+
+
+def pieces(catalog: Catalog, *, max_rows: int, batch_size: int) -> list[sources.Piece]:
+    """All pieces of the input, in order of shard and row."""
+    shards = range(len(catalog.source.paths))
+    groups = [tuple(shards[start : start + _SHARDS_PER_TASK]) for start in range(0, len(shards), _SHARDS_PER_TASK)]
+    planned: list[list[sources.Piece]] = [[] for _ in groups]
+    calls = ((catalog.source, group, max_rows, batch_size) for group in groups)
+    for index, found in run_tasks(_plan, calls, name="plan pieces"):
+        planned[index] = found
+    return [piece for group in planned for piece in group]
+
+
+def choose_size(size: int | Auto, catalog: Catalog) -> int:
+    """The side in pixels that was asked for, or that suits the images."""
+    return catalog.network_size if size == "auto" else size
+
+
+def _inspect(source: sources.Source, shards: tuple[int, ...], config: InputConfig) -> list[sources.ShardFacts]:
+    return [sources.inspect(source, shard, config) for shard in shards]
+
+
+def _plan(source: sources.Source, shards: tuple[int, ...], max_rows: int, batch_size: int) -> list[sources.Piece]:
+    return [
+        sources.Piece(shard, source.paths[shard], first_row, num_rows)
+        for shard in shards
+        for first_row, num_rows in sources.plan_pieces(sources.row_groups(source, shard), max_rows, batch_size)
+    ]
+
+
+def _assemble(
+    source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts], like: Catalog | None
+) -> Catalog:
+    kinds = {fact.label_kind for fact in facts}
+    if len(kinds) > 1:
+        odd = next(path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind != facts[0].label_kind)
+        raise sources.InputError(
+            f"column {config.label_column!r} holds integers in some shards and strings in others (see {odd})."
+        )
+    kind = facts[0].label_kind
+    counts: Counter[Any] = Counter()
+    for fact in facts:
+        counts.update(fact.label_counts)
+    if not sum(counts.values()):
+        raise sources.InputError(f"{config.path} holds no rows.")
+    in_metadata = next((fact.class_names for fact in facts if fact.class_names), None)
+    given = like.class_names if like else config.class_names
+    names = sources.resolve_class_names(given, in_metadata, kind, counts)
+    sizes = [images.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
+    return Catalog(source, config, _table(source, facts), names, kind, int(statistics.median_high(sizes or [224])))
+
+
+def _table(source: sources.Source, facts: list[sources.ShardFacts]) -> pa.Table:
+    columns = {
+        "shard_id": range(len(facts)),
+        "path": source.paths,
+        "num_bytes": source.sizes,
+        "fingerprint": [fact.fingerprint for fact in facts],
+        "num_samples": [fact.num_samples for fact in facts],
+    }
+    table = pa.table([pa.array(columns[field.name], field.type) for field in schema.CATALOG], schema=schema.CATALOG)
+    return schema.check(table, schema.CATALOG, "catalog")

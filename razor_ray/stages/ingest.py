@@ -1,0 +1,151 @@
+"""Pieces of shards to decoded batches: the one path by which scoring and training read images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+from numpy.typing import NDArray
+
+from razor_ray import images, schema, sources
+from razor_ray.stages.catalog import Catalog
+
+_PIECE_BYTES = 128 * 2**20
+"""Decoded bytes of a piece: as large as Ray lets a block grow, so that a piece is one block wherever it is decoded."""
+
+_MAX_PIECE_ROWS = 4096
+
+_IMAGES_PER_CALL = 8
+"""Images that a decoding thread takes at once: few enough to share a batch evenly, enough to pay for the hand-over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive rows of one shard, decoded. Rows that cannot be used keep their place, so that no other moves."""
+
+    sample_id: NDArray[np.int64]
+    """(B,)"""
+    key: list[str]
+    """B names: of the id column, or the row's place in the input."""
+    label: NDArray[np.int32]
+    """(B,), -1 where there is none."""
+    pixels: NDArray[np.uint8]
+    """(B, S, S, 3), zeros where there is no image."""
+    reasons: list[str | None]
+    """Why a row cannot be used, or None."""
+    weight: NDArray[np.float32]
+    """(B,), of the weight column if one is asked for, else 1."""
+
+
+def piece_rows(size: int, batch_size: int) -> int:
+    """Rows of a piece for square images of this side: about 128 MiB decoded, in whole batches.
+
+    >>> piece_rows(224, 128), piece_rows(32, 128)
+    (768, 4096)
+    """
+    rows = min(_PIECE_BYTES // (size * size * 3), _MAX_PIECE_ROWS)
+    return max(rows // batch_size, 1) * batch_size
+
+
+def decoded_batches(
+    catalog: Catalog,
+    piece: sources.Piece,
+    size: int,
+    batch_size: int,
+    pool: ThreadPoolExecutor | None = None,
+    weight_column: str | None = None,
+) -> Iterator[Batch]:
+    """Read a piece and decode it, batch by batch.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    piece : Piece
+    size : int
+        Side of the decoded images in pixels.
+    batch_size : int
+        Every batch but the piece's last has as many rows.
+    pool : ThreadPoolExecutor, optional
+        Decode here, one batch ahead of the one that is yielded (the decoders release the interpreter's lock).
+        Without it, decode in this thread.
+    weight_column : str, optional
+        Read the samples' weights from this column.
+    """
+    columns = catalog.columns() + ([weight_column] if weight_column else [])
+    table = sources.read_piece(catalog.source, piece, columns)
+
+    def decode(start: int) -> Batch:
+        return _decode(catalog, piece, table.slice(start, batch_size), start, size, pool, weight_column)
+
+    starts = list(range(0, table.num_rows, batch_size))
+    if pool is None:
+        yield from map(decode, starts)
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        following = ahead.submit(decode, starts[0])
+        for start in [*starts[1:], None]:
+            batch = following.result()
+            if start is not None:
+                following = ahead.submit(decode, start)
+            yield batch
+
+
+def dataset(pieces: list[sources.Piece]) -> ray.data.Dataset:
+    """A Ray dataset with a block per piece; what reads them follows as `map_batches`."""
+    blocks = [
+        pa.table({"shard_id": [p.shard_id], "path": [p.path], "first_row": [p.first_row], "num_rows": [p.num_rows]})
+        for p in pieces
+    ]
+    return ray.data.from_arrow(blocks)
+
+
+def pieces_of(batch: dict[str, Any]) -> list[sources.Piece]:
+    """The pieces in a batch of `dataset`'s rows."""
+    columns = (batch["shard_id"].tolist(), batch["path"].tolist(), batch["first_row"].tolist(), batch["num_rows"].tolist())
+    return [sources.Piece(*row) for row in zip(*columns, strict=True)]
+
+
+def _decode(
+    catalog: Catalog,
+    piece: sources.Piece,
+    table: pa.Table,
+    offset: int,
+    size: int,
+    pool: ThreadPoolExecutor | None,
+    weight_column: str | None,
+) -> Batch:
+    first_row = piece.first_row + offset
+    encoded = sources.image_bytes(table[catalog.input.image_column])
+    labels, label_reasons = sources.encode_labels(
+        table[catalog.input.label_column], catalog.label_kind, catalog.class_names
+    )
+    if pool is None:
+        pixels, image_reasons = images.decode_batch(encoded, size)
+    else:
+        chunks = [encoded[start : start + _IMAGES_PER_CALL] for start in range(0, len(encoded), _IMAGES_PER_CALL)]
+        parts = list(pool.map(lambda chunk: images.decode_batch(chunk, size), chunks))
+        pixels = np.concatenate([part[0] for part in parts])  # (B, S, S, 3)
+        image_reasons = [reason for part in parts for reason in part[1]]
+    keys, key_reasons = _keys(catalog, piece, table, first_row)
+    reasons = [
+        of_key or of_label or of_image
+        for of_key, of_label, of_image in zip(key_reasons, label_reasons, image_reasons, strict=True)
+    ]
+    weight = np.ones(table.num_rows, np.float32)
+    if weight_column:
+        weight = table[weight_column].to_numpy().astype(np.float32)  # (B,)
+    return Batch(schema.sample_ids(piece.shard_id, first_row, table.num_rows), keys, labels, pixels, reasons, weight)
+
+
+def _keys(
+    catalog: Catalog, piece: sources.Piece, table: pa.Table, first_row: int
+) -> tuple[list[str], list[str | None]]:
+    if catalog.input.id_column is None:
+        return [f"{piece.path}:{first_row + row}" for row in range(table.num_rows)], [None] * table.num_rows
+    values = table[catalog.input.id_column].cast(pa.string()).to_pylist()
+    return [value or "" for value in values], ["id is null" if value is None else None for value in values]

@@ -1,0 +1,112 @@
+"""The Ray session, and plain tasks over it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+_QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Be connected to Ray: to the cluster that RAY_ADDRESS names (in a job, its own), else to a private local one.
+
+    A session that is already open is used and left open.
+    """
+    if ray.is_initialized():
+        _quieten()
+        yield
+        return
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers use this very environment
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # do not hide GPUs from tasks that ask for none
+    local = "RAY_ADDRESS" not in os.environ
+    if local:
+        # Nothing outside this process connects to a private cluster.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # One footer reader: on a small machine more of them would hold every CPU.
+        os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+    ray.init(
+        address="local" if local else None,
+        include_dashboard=False if local else None,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    _quieten()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_cpus() -> int:
+    """CPUs of the cluster as it is now."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def num_gpus() -> int:
+    """GPUs of the cluster as it is now."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def run_tasks(
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    *,
+    name: str,
+    num_cpus_each: float = 1,
+    memory: int | None = None,
+) -> Iterator[tuple[int, Any]]:
+    """Call a function on the cluster for each tuple of arguments; object refs among them are resolved.
+
+    A bounded number of tasks is submitted at once, so that a million calls are no million objects.
+
+    Yields
+    ------
+    (index, result)
+        In the order in which they end.
+
+    Raises
+    ------
+    Exception
+        What the function raised, as it was raised.
+    """
+    task = ray.remote(function).options(name=name, num_cpus=num_cpus_each, memory=memory)
+    limit = 2 * num_cpus() + 2
+    pending: dict[Any, int] = {}
+    calls = enumerate(arguments)
+    try:
+        while True:
+            while len(pending) < limit and (call := next(calls, None)) is not None:
+                pending[task.remote(*call[1])] = call[0]
+            if not pending:
+                return
+            ready, _ = ray.wait(list(pending), num_returns=1)
+            for ref in ready:
+                yield pending.pop(ref), _get(ref)
+    finally:
+        for ref in pending:
+            ray.cancel(ref)
+
+
+def _get(ref: Any) -> Any:
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ValueError):
+            # What a user can mend: its own message, without the task's stack.
+            raise type(error.cause)(*error.cause.args) from None
+        raise
+
+
+def _quieten() -> None:
+    for name in _QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,144 @@
+"""scores, weights -> selection/: the classes in parallel, each sampled on its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
+
+from razor_ray import sampling, schema
+from razor_ray.config import PruneConfig
+from razor_ray.progress import stage
+from razor_ray.run_store import RunStore, write_table
+from razor_ray.stages import exchange, runtime
+from razor_ray.stages.weigh import Weights
+
+_COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
+_PARTITION_BYTES = 256 * 2**20
+_MIN_PARTITIONS = 16
+"""Partitions are a function of the scores, not of the cluster: as many as keep one in memory, and enough for a few CPUs."""
+
+
+def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
+    """Choose which samples of each class are kept, and commit the stage `selection`.
+
+    Raises
+    ------
+    ValueError
+        If a class's embeddings or scores are not what sampling needs.
+    """
+    labels, num_samples = weights.table["label"].to_numpy(), weights.table["num_samples"].to_numpy()  # (C,), (C,)
+    partition_of_label = np.zeros(int(labels.max()) + 1, np.int64)
+    partition_of_label[labels] = exchange.even_partitions(num_samples, _num_partitions(store, len(labels)))
+    columns = list(dict.fromkeys([*_COLUMNS, config.score.hardness]))
+    split = exchange.scatter_by_label(store.files("scores"), store.filesystem, columns, partition_of_label)
+    folder = store.begin("selection")
+    calls = (
+        (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, *tables)
+        for index, tables in enumerate(split)
+    )
+    by_class: dict[int, dict[str, Any]] = {}
+    with stage("sample", int(num_samples.sum())) as progress:
+        for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes"):
+            by_class |= found
+            progress.advance(sum(row["num_samples"] for row in found.values()))
+        num_kept = sum(row["num_kept"] for row in by_class.values())
+        progress.note = f"{num_kept:,} kept"
+    assert num_kept == int(weights.table["quota"].to_numpy().sum()), "the selection misses its budget"
+    # In the order of the labels, so that the sum does not depend on which task ended first.
+    total_weight = sum(by_class[label]["kept_weight"] for label in sorted(by_class))
+    facts = {
+        "num_kept": num_kept,
+        "mean_kept_weight": total_weight / num_kept,
+        "reasons": dict(sum((Counter(row["reasons"]) for row in by_class.values()), Counter())),
+        "kept_by_class": {str(label): by_class[label]["num_kept"] for label in sorted(by_class)},
+    }
+    store.commit("selection", facts)
+
+
+def random_ids(sample_id: NDArray[np.int64], keys: list[str], *, by_key: bool) -> NDArray[np.uint64]:
+    """What the random choices about each sample are keyed by.
+
+    Parameters
+    ----------
+    sample_id : ndarray of shape (n,)
+    keys : list of n str
+    by_key : bool
+        Key by the user's own id, so that a choice survives a resharding of the input; else by the sample's place.
+
+    Returns
+    -------
+    ndarray of shape (n,), uint64
+    """
+    if not by_key:
+        return sample_id.astype(np.uint64)
+    digests = b"".join(hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(digests, "<u8")
+
+
+def _num_partitions(store: RunStore, num_classes: int) -> int:
+    num_bytes = sum(info.size or 0 for info in store.filesystem.get_file_info(store.files("scores")))
+    return min(num_classes, max(_MIN_PARTITIONS, -(-num_bytes // _PARTITION_BYTES)))
+
+
+def _sample_partition(
+    filesystem: pafs.FileSystem, path: str, weights: Weights, config: PruneConfig, *tables: pa.Table
+) -> dict[int, dict[str, Any]]:
+    table = pa.concat_tables(tables)
+    label = table["label"].to_numpy()
+    class_rows = {row["label"]: row for row in weights.table.to_pylist()}
+    found: dict[int, dict[str, Any]] = {}
+    selections = []
+    for value in np.unique(label).tolist():
+        members = table.take(pa.array(np.flatnonzero(label == value)))
+        selection = _sample_class(members, class_rows[value], weights, config)
+        selections.append(selection)
+        kept = selection.filter(selection["keep"])
+        found[value] = {
+            "num_samples": selection.num_rows,
+            "num_kept": kept.num_rows,
+            "kept_weight": float(kept["ispl_weight"].to_numpy().astype(np.float64).sum()),
+            "reasons": dict(Counter(selection["reason"].to_pylist())),
+        }
+    write_table(filesystem, path, schema.check(pa.concat_tables(selections), schema.SELECTION, "selection"))
+    return found
+
+
+def _sample_class(table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig) -> pa.Table:
+    # By identity: whatever order the pieces came in, every sum below is over the same rows in the same order.
+    table = table.sort_by("sample_id").combine_chunks()
+    sample_id, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()  # (n,), n
+    loss = table["loss"].to_numpy()  # (n,)
+    values = table["embedding"].combine_chunks()
+    embedding = values.flatten().to_numpy().reshape(len(values), -1)  # (n, D)
+    hardness = table[config.score.hardness].to_numpy()  # (n,)
+    chosen = sampling.sample_class(
+        hardness=hardness,
+        embedding=embedding,
+        ids=random_ids(sample_id, keys, by_key=config.input.id_column is not None),
+        tie_break=sample_id,
+        quota=row["quota"],
+        seed=config.seed,
+        label=row["label"],
+        wrong_label_fraction=sampling.estimate_wrong_labels(loss, table["margin"].to_numpy()),
+        floor_bound=row["quota"] <= min(config.weigh.class_floor, row["num_samples"]),
+        settings=config.sample,
+    )
+    ispl_weight = row["class_weight"] * weights.ispl.weigh(loss)  # (n,)
+    arrays = {
+        "sample_id": table["sample_id"],
+        "key": table["key"],
+        "label": table["label"],
+        "hardness": pa.array(hardness, pa.float32()),
+        "cluster": pa.array(chosen.cluster, pa.int32()),
+        "ispl_weight": pa.array(ispl_weight.astype(np.float32)),
+        "keep": pa.array(chosen.keep),
+        "rank": pa.array(chosen.rank, pa.int64()),
+        "reason": pa.DictionaryArray.from_arrays(pa.array(chosen.reason, pa.int8()), list(sampling.REASONS)),
+    }
+    return pa.table([arrays[name] for name in schema.SELECTION.names], schema=schema.SELECTION)

@@ -1,0 +1,238 @@
+"""catalog -> scores/ and quarantine/: one forward pass of the proxy over every image, in a pool of actors.
+
+An actor reads its pieces itself and decodes them, so that no pixel crosses the object store; it writes what it scored
+and gives back a row of counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import ray
+import ray.data
+import torch
+
+from razor_ray import hardness, images, model, schema, sources
+from razor_ray.config import ScoreConfig
+from razor_ray.progress import stage
+from razor_ray.run_store import RunStore, write_table
+from razor_ray.stages import ingest, runtime
+from razor_ray.stages.catalog import Catalog
+from razor_ray.stages.catalog import pieces as plan
+
+_BATCH_ON_GPU, _BATCH_ON_CPU = 256, 128
+_PIECES_IN_FLIGHT = 2
+_ACTOR_GIB = 2
+"""Memory that an actor declares: torch and a network, two pieces encoded and one batch decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The network that scores; its weights lie in the run's folder, where every node can read them."""
+
+    arch: str
+    num_classes: int
+    image_size: int
+    filesystem: pafs.FileSystem
+    weights_path: str
+
+
+class QuarantineError(ValueError):
+    """More images were unusable than the configuration allows; the message counts them by reason."""
+
+
+def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, max_quarantine_fraction: float) -> None:
+    """Score every sample, and commit the stage `scores` (with `quarantine`).
+
+    Raises
+    ------
+    QuarantineError
+        As soon as more samples are quarantined than `max_quarantine_fraction` of the input.
+    """
+    resources = _resources(config)
+    batch_size = resources.batch_size
+    pieces = plan(catalog, max_rows=ingest.piece_rows(proxy.image_size, batch_size), batch_size=batch_size)
+    folders = {name: store.begin(name) for name in ("quarantine", "scores")}
+    summaries = ingest.dataset(pieces).map_batches(
+        Scorer,
+        fn_constructor_args=(catalog, proxy, resources, store.filesystem, folders),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=min(resources.num_workers, len(pieces)),
+            max_tasks_in_flight_per_actor=_PIECES_IN_FLIGHT,
+        ),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
+        memory=_ACTOR_GIB * 2**30,
+    )
+    reasons: Counter[str] = Counter()
+    num_scored = 0
+    with stage("score", catalog.num_samples) as progress:
+        for row in summaries.iter_rows():
+            num_scored += row["num_scored"]
+            reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
+            check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction)
+            progress.advance(row["num_rows"], f"{reasons.total():,} quarantined" if reasons else "")
+    assert num_scored + reasons.total() == catalog.num_samples, "a sample was neither scored nor quarantined"
+    store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
+    facts = {"num_samples": num_scored, "batch_size": batch_size, "precision": resources.precision}
+    store.commit("scores", facts)
+
+
+def check_quarantine(reasons: Counter[str], num_samples: int, max_fraction: float) -> None:
+    """Raise QuarantineError if too many samples of the input were unusable."""
+    if reasons.total() > max_fraction * num_samples:
+        counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise QuarantineError(
+            f"{reasons.total()} of {num_samples} samples cannot be used so far ({counted}), more than "
+            f"max_quarantine_fraction {max_fraction:g} allows. Repair the input, or pass a larger --max-quarantine-fraction."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What an actor of the pool gets."""
+
+    num_workers: int
+    num_cpus: float
+    num_gpus: float
+    batch_size: int
+    precision: str
+
+
+class Scorer:
+    """An actor of the pool: a copy of the proxy, and the pieces that it is handed.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    proxy : Proxy
+    resources : Resources
+    filesystem : FileSystem
+    folders : dict
+        Where to write: paths of 'scores' and 'quarantine' in the filesystem.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        proxy: Proxy,
+        resources: Resources,
+        filesystem: pafs.FileSystem,
+        folders: dict[str, str],
+    ) -> None:
+        self.catalog, self.proxy, self.resources = catalog, proxy, resources
+        self.filesystem, self.folders = filesystem, folders
+        self.device = torch.device("cuda" if resources.num_gpus else "cpu")
+        # One thread to an actor without a GPU, whatever the machine: more actors use more CPUs, and a score does not
+        # depend on how many threads shared its sums.
+        torch.set_num_threads(1)
+        pa.set_cpu_count(1)
+        pa.set_io_thread_count(2)
+        network = model.build(proxy.arch, proxy.num_classes)
+        weights = model.read_file(proxy.filesystem, proxy.weights_path)
+        model.load_weights(network, weights, proxy.weights_path)
+        network = model.FeaturesAndLogits(network.eval())
+        self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        threads = len(os.sched_getaffinity(0)) // max(1, runtime.num_gpus()) if resources.num_gpus else 0
+        self.pool = ThreadPoolExecutor(threads) if threads else None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Score pieces; gives a row of counts for each."""
+        rows = [self.score_piece(piece) for piece in ingest.pieces_of(batch)]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def score_piece(self, piece: sources.Piece) -> dict[str, Any]:
+        """Score one piece and write its files."""
+        tables, bad = [], []
+        for batch in ingest.decoded_batches(
+            self.catalog, piece, self.proxy.image_size, self.resources.batch_size, self.pool
+        ):
+            columns = self._forward(batch)
+            finite = np.isfinite(columns["loss"]) & np.isfinite(columns["embedding"]).all(axis=1)
+            reasons = [
+                reason or (None if fine else "score is not finite")
+                for reason, fine in zip(batch.reasons, finite.tolist(), strict=True)
+            ]
+            tables.append(_score_table(batch, columns, np.array([reason is None for reason in reasons])))
+            bad += [(int(i), reason) for i, reason in zip(batch.sample_id, reasons, strict=True) if reason is not None]
+        name = f"part-{piece.shard_id:06d}-{piece.first_row:010d}.parquet"
+        scored = pa.concat_tables(tables)
+        write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)
+        if bad:
+            write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(piece, bad))
+        counts = Counter(reason for _, reason in bad)
+        return {
+            "num_rows": piece.num_rows,
+            "num_scored": scored.num_rows,
+            "reasons": list(counts),
+            "reason_counts": list(counts.values()),
+        }
+
+    def _forward(self, batch: ingest.Batch) -> dict[str, np.ndarray]:
+        """All scores and the embedding of a batch, unusable rows included."""
+        bf16 = self.resources.precision == "bf16"
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)  # (B, S, S, 3)
+            embedding, logits = self.network(images.normalize(pixels))  # (B, D), (B, C)
+        labels = torch.from_numpy(batch.label).to(self.device).clamp(min=0).long()  # (B,)
+        # A network that has run away gives logits without a score; they are told apart below, not here.
+        scores = hardness.all_scores(logits.float(), labels)
+        columns = {name: value.cpu().numpy() for name, value in scores.items()}
+        # float16 ends at 65504, and an embedding is used for its direction.
+        columns["embedding"] = embedding.float().clamp(-65504, 65504).to(torch.float16).cpu().numpy()
+        return columns
+
+
+def proxy_in_store(store: RunStore, arch: str, num_classes: int, image_size: int) -> Proxy:
+    """The proxy whose weights were put into the run's folder."""
+    return Proxy(arch, num_classes, image_size, store.filesystem, store.path("proxy", "model.safetensors"))
+
+
+def _resources(config: ScoreConfig) -> Resources:
+    gpus, cpus = runtime.num_gpus(), runtime.num_cpus()
+    workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
+    batch_size = (_BATCH_ON_GPU if gpus else _BATCH_ON_CPU) if config.batch_size == "auto" else config.batch_size
+    precision = ("bf16" if gpus else "float32") if config.precision == "auto" else config.precision
+    if not gpus:
+        return Resources(min(workers, cpus), 1.0, 0.0, batch_size, precision)
+    # More workers than GPUs share them evenly.
+    share = min(1.0, gpus / workers)
+    return Resources(workers, 1.0, share, batch_size, precision)
+
+
+def _score_table(batch: ingest.Batch, columns: dict[str, np.ndarray], usable: np.ndarray) -> pa.Table:
+    size = columns["embedding"].shape[1]
+    values = pa.array(columns["embedding"].ravel(), pa.float16())
+    arrays = {
+        "sample_id": pa.array(batch.sample_id),
+        "key": pa.array(batch.key, pa.string()),
+        "label": pa.array(batch.label),
+        **{name: pa.array(columns[name]) for name in (*schema.SCORE_NAMES, "correct")},
+        "embedding": pa.FixedSizeListArray.from_arrays(values, size),
+    }
+    expected = schema.scores(size)
+    table = pa.table([arrays[name] for name in expected.names], schema=expected)
+    return schema.check(table.filter(pa.array(usable)), expected, "scores")
+
+
+def _quarantine_table(piece: sources.Piece, bad: list[tuple[int, str]]) -> pa.Table:
+    sample_id = np.array([identity for identity, _ in bad], np.int64)
+    arrays = [sample_id, [piece.path] * len(bad), schema.rows(sample_id), [reason for _, reason in bad]]
+    table = pa.table([pa.array(a, f.type) for a, f in zip(arrays, schema.QUARANTINE, strict=True)], schema.QUARANTINE)
+    return schema.check(table, schema.QUARANTINE, "quarantine")
+
+
+def read_scores(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
+    """The committed scores, a file at a time."""
+    for path in store.files("scores"):
+        yield pa.parquet.read_table(path, columns=columns, filesystem=store.filesystem)

@@ -1,0 +1,97 @@
+"""catalog, selection -> subset/: the kept images as Parquet, byte for byte as they were, a file per shard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from razor_ray import schema, sources
+from razor_ray.progress import stage
+from razor_ray.run_store import RunStore
+from razor_ray.stages import exchange, runtime
+from razor_ray.stages.catalog import Catalog
+
+_ROWS_PER_GROUP = 100
+"""As Hugging Face's viewer and shuffled reading want it for images."""
+
+_MAX_PARTITIONS = 64
+
+
+def write_subset(catalog: Catalog, store: RunStore) -> None:
+    """Copy the kept images, and commit the stage `subset`.
+
+    Raises
+    ------
+    OSError
+        If the disk is full, or a shard has gone.
+    """
+    facts = store.commit_facts("selection")
+    num_shards = len(catalog.source.paths)
+    partitions = min(num_shards, _MAX_PARTITIONS)
+    split = exchange.scatter_kept_by_shard(
+        store.files("selection"),
+        store.filesystem,
+        ["sample_id", "key", "label", "ispl_weight"],
+        np.arange(num_shards) % partitions,
+    )
+    folder = store.begin("subset")
+    calls = ((catalog, store.filesystem, folder, facts["mean_kept_weight"], *tables) for tables in split)
+    with stage("subset", facts["num_kept"]) as progress:
+        num_bytes = 0
+        for _, found in runtime.run_tasks(_write_shards, calls, name="write subset"):
+            num_bytes += found["num_bytes"]
+            progress.advance(found["num_rows"], f"{num_bytes / 2**20:,.1f} MiB")
+    assert progress.done == facts["num_kept"], "the subset holds other samples than the selection keeps"
+    store.commit("subset", {"num_samples": progress.done, "num_bytes": num_bytes})
+
+
+def _write_shards(
+    catalog: Catalog, filesystem: pafs.FileSystem, folder: str, mean_weight: float, *tables: pa.Table
+) -> dict[str, Any]:
+    kept = pa.concat_tables(tables).sort_by("sample_id")
+    shards = schema.shard_ids(kept["sample_id"].to_numpy())  # (K,)
+    num_bytes = 0
+    for shard in np.unique(shards).tolist():
+        path = f"{folder}/part-{shard:05d}.parquet"
+        _write_shard(catalog, filesystem, path, shard, kept.filter(pa.array(shards == shard)), mean_weight)
+        num_bytes += filesystem.get_file_info(path).size or 0
+    return {"num_rows": kept.num_rows, "num_bytes": num_bytes}
+
+
+def _write_shard(
+    catalog: Catalog, filesystem: pafs.FileSystem, path: str, shard: int, kept: pa.Table, mean_weight: float
+) -> None:
+    metadata = sources.hugging_face_metadata(catalog.class_names)
+    full_schema = schema.SUBSET.with_metadata(metadata)
+    rows = schema.rows(kept["sample_id"].to_numpy())  # (K,)
+    # Images are compressed already: zstd would cost time and save nothing.
+    with pq.ParquetWriter(
+        path, full_schema, filesystem=filesystem, compression={name: "zstd" for name in ("key", "sample_id", "weight")}
+    ) as writer:
+        start = 0
+        for group in sources.read_rows(catalog.source, shard, rows, [catalog.input.image_column]):
+            chosen = kept.slice(start, group.num_rows)
+            start += group.num_rows
+            table = _subset_table(group[catalog.input.image_column], chosen, mean_weight)
+            writer.write_table(table.cast(full_schema), row_group_size=_ROWS_PER_GROUP)
+    assert start == kept.num_rows, f"shard {catalog.source.paths[shard]} is shorter than it was"
+
+
+def _subset_table(image: pa.ChunkedArray, chosen: pa.Table, mean_weight: float) -> pa.Table:
+    content = pa.array(sources.image_bytes(image), pa.binary())
+    struct = pa.StructArray.from_arrays(
+        [content, pa.array(sources.image_paths(image), pa.string())], fields=list(schema.IMAGE)
+    )
+    # A scheme can give every kept sample weight 0; an even weight says the same.
+    weight = (
+        pc.divide(chosen["ispl_weight"].cast(pa.float64()), mean_weight).cast(pa.float32())
+        if mean_weight > 0
+        else pa.array(np.ones(chosen.num_rows, np.float32))
+    )
+    arrays = [chosen["sample_id"], chosen["key"], struct, chosen["label"].cast(pa.int64()), weight]
+    return schema.check(pa.table(arrays, schema=schema.SUBSET), schema.SUBSET, "subset")

@@ -1,0 +1,434 @@
+"""subset or input -> checkpoint: supervised training on Ray Train, fed by Ray Data."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs as pafs
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+from ray.data import ExecutionOptions
+from torch import Tensor, nn
+
+from razor_ray import images, model, sources, training
+from razor_ray.config import TrainConfig
+from razor_ray.progress import Progress, stage
+from razor_ray.run_store import RunStore, open_filesystem
+from razor_ray.stages import ingest, runtime
+from razor_ray.stages.catalog import Catalog, choose_size, pieces
+
+_EVAL_BATCH = _DECODE_BATCH = 256
+_SHUFFLE_WINDOW = 16
+"""Batches among which streamed samples are shuffled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """All that a worker of a training needs to know."""
+
+    config: TrainConfig
+    arch: str
+    class_names: tuple[str, ...]
+    image_size: int
+    stored_size: int
+    batch_size: int
+    """Of one worker."""
+    learning_rate: float
+    num_workers: int
+    num_samples: int
+    num_eval: int
+    num_eval_feeds: int
+    """Workers that have held-out images to evaluate."""
+    is_cached: bool
+    is_eval_cached: bool
+    use_gpu: bool
+    precision: str
+    filesystem: pafs.FileSystem
+    folder: str
+    """Where metrics.jsonl and the model go, in the filesystem."""
+    initial_weights: str | None
+    """Path in the filesystem of a state_dict to start from."""
+
+
+def train(
+    config: TrainConfig, catalog: Catalog, held_out: Catalog | None, store: RunStore, folder: str, title: str
+) -> dict[str, Any]:
+    """Train a network.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    catalog : Catalog
+        What to train on.
+    held_out : Catalog or None
+        What to evaluate on after every epoch.
+    store : RunStore
+    folder : str
+        In the store: gets metrics.jsonl, model.safetensors, model.json and Ray Train's checkpoints. Run again after an
+        interruption, the training goes on from its last checkpoint.
+    title : str
+        For the progress.
+
+    Returns
+    -------
+    dict
+        The last epoch's line of metrics.jsonl.
+    """
+    size = choose_size(config.model.image_size, catalog)
+    held_out_pieces = _plan(held_out, size) if held_out else []
+    task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
+    weight_column = "weight" if config.use_weights else None
+    datasets = {"train": _dataset(catalog, _plan(catalog, task.stored_size), task.stored_size, weight_column)}
+    for rank in range(task.num_eval_feeds):
+        assert held_out is not None
+        datasets[f"eval_{rank}"] = _dataset(held_out, held_out_pieces[rank :: task.num_workers], size)
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"task": task},
+        datasets=datasets,  # type: ignore[arg-type]
+        # Held-out images are dealt out by us: an equal split would drop its remainder, and every one counts.
+        dataset_config=ray.train.DataConfig(
+            datasets_to_split=["train"], execution_options=ExecutionOptions(preserve_order=True)
+        ),
+        scaling_config=ray.train.ScalingConfig(num_workers=task.num_workers, use_gpu=task.use_gpu),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=store.path(folder),
+            storage_filesystem=store.filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    with _followed(title, task, store, folder):
+        trainer.fit()
+    return read_metrics(store, folder)[-1]
+
+
+def read_metrics(store: RunStore, folder: str) -> list[dict[str, Any]]:
+    """The lines of a training's metrics.jsonl; none before its first epoch has ended."""
+    if store.filesystem.get_file_info(store.path(folder, "metrics.jsonl")).type == pafs.FileType.NotFound:
+        return []
+    with store.filesystem.open_input_stream(store.path(folder, "metrics.jsonl")) as stream:
+        return [json.loads(line) for line in stream.read().decode().splitlines()]
+
+
+def _task(
+    config: TrainConfig,
+    catalog: Catalog,
+    held_out: Catalog | None,
+    num_eval_pieces: int,
+    store: RunStore,
+    folder: str,
+) -> Task:
+    gpus = runtime.num_gpus()
+    workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
+    size = choose_size(config.model.image_size, catalog)
+    arch = model.resolve_arch(config.model.arch, size)
+    model.build(arch, len(catalog.class_names))  # a wrong name fails here, not in a worker
+    num_samples = catalog.num_samples
+    if num_samples < 2 * workers:
+        raise ValueError(f"{num_samples} samples are too few to train on with {workers} workers.")
+    total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
+    rate = config.learning_rate
+    num_eval = held_out.num_samples if held_out else 0
+    cache_bytes = config.cache_gib * 2**30 / 2  # one half for each of the two datasets
+    stored = images.stored_size(size, augment=config.augment != "none")
+    return Task(
+        config=config,
+        arch=arch,
+        class_names=catalog.class_names,
+        image_size=size,
+        stored_size=stored,
+        batch_size=max(2, total // workers),
+        learning_rate=training.choose_learning_rate(config.optimizer, arch, total) if rate == "auto" else rate,
+        num_workers=workers,
+        num_samples=num_samples,
+        num_eval=num_eval,
+        num_eval_feeds=min(workers, num_eval_pieces),
+        is_cached=num_samples * stored**2 * 3 / workers <= cache_bytes,
+        is_eval_cached=num_eval * size**2 * 3 / workers <= cache_bytes,
+        use_gpu=gpus > 0,
+        precision=("bf16" if gpus else "float32") if config.precision == "auto" else config.precision,
+        filesystem=store.filesystem,
+        folder=store.path(folder),
+        initial_weights=_copy_weights(config, store, folder),
+    )
+
+
+def _copy_weights(config: TrainConfig, store: RunStore, folder: str) -> str | None:
+    """Put the weights to start from where every worker can read them."""
+    if config.model.weights is None:
+        return None
+    filesystem, path = open_filesystem(config.model.weights)
+    name = "initial" + os.path.splitext(path)[1]
+    store.write_bytes(f"{folder}/{name}", model.read_file(filesystem, path))
+    return store.path(folder, name)
+
+
+def _plan(catalog: Catalog, size: int) -> list[sources.Piece]:
+    return pieces(catalog, max_rows=ingest.piece_rows(size, _DECODE_BATCH), batch_size=_DECODE_BATCH)
+
+
+def _dataset(
+    catalog: Catalog, planned: list[sources.Piece], size: int, weight_column: str | None = None
+) -> ray.data.Dataset:
+    """Decoded images as blocks. Rows that cannot be used stay, labelled -1, so that every row is accounted for."""
+
+    def decode_pieces(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        torch.set_num_threads(1)
+        for piece in ingest.pieces_of(batch):
+            for decoded in ingest.decoded_batches(
+                catalog, piece, size, _DECODE_BATCH, weight_column=weight_column
+            ):
+                usable = np.array([reason is None for reason in decoded.reasons])
+                yield {
+                    "sample_id": decoded.sample_id,
+                    "pixels": decoded.pixels,
+                    "label": np.where(usable, decoded.label, -1).astype(np.int64),
+                    "weight": decoded.weight,
+                }
+
+    return ingest.dataset(planned).map_batches(decode_pieces, batch_size=1, num_cpus=0.5)
+
+
+@contextmanager
+def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[None]:
+    """Show a training's progress from its metrics.jsonl: Ray Train runs callbacks in a process without a terminal."""
+    ended = threading.Event()
+
+    def follow(progress: Progress) -> None:
+        shown = 0
+        while True:
+            is_last = ended.wait(1.0)
+            lines = read_metrics(store, folder)
+            for line in lines[shown:]:
+                accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
+                note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
+                progress.advance(line["num_samples"], note)
+            shown = len(lines)
+            if is_last:
+                return
+
+    with stage(title, task.config.epochs * task.num_samples) as progress:
+        thread = threading.Thread(target=follow, args=(progress,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _train_worker(arguments: dict[str, Any]) -> None:
+    task: Task = arguments["task"]
+    _Worker(task).run()
+
+
+class _Worker:
+    """One Ray Train worker."""
+
+    def __init__(self, task: Task) -> None:
+        context = ray.train.get_context()
+        self.task, self.rank = task, context.get_world_rank()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            # Ray limits a worker's threads to the CPUs it reserved, but nothing else computes while it trains.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.manual_seed(task.config.seed)
+        network = model.build(task.arch, len(task.class_names))
+        if task.initial_weights:
+            content = model.read_file(task.filesystem, task.initial_weights)
+            model.load_weights(network, content, task.initial_weights)
+        self.plain = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = ray.train.torch.prepare_model(self.plain)
+        self.optimizer = training.make_optimizer(self.plain, task.config, task.learning_rate)
+        # Workers crop differently, and epochs too: the generator's state is part of the checkpoint.
+        self.generator = torch.Generator().manual_seed(task.config.seed * 1_000_003 + self.rank)
+        self.train_feed = _Feed("train", task, task.batch_size, is_cached=task.is_cached)
+        # With fewer held-out pieces than workers, some have nothing to evaluate.
+        self.eval_feed = None if self.rank >= task.num_eval_feeds else _Feed(f"eval_{self.rank}", task, _EVAL_BATCH, is_cached=task.is_eval_cached)
+        self.lines: list[dict[str, Any]] = []
+        self.next_epoch = 1
+
+    def run(self) -> None:
+        self._restore()
+        for epoch in range(self.next_epoch, self.task.config.epochs + 1):
+            line = self._train_epoch(epoch)
+            if self.task.num_eval:
+                line |= self._evaluate()
+            self.lines.append(line)
+            self._report(line)
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        self.network.train()
+        # Sum of losses, steps, rows, rows without a usable image.
+        totals = torch.zeros(4, dtype=torch.float64)
+        num_batches = self.train_feed.num_batches()
+        for step, batch in enumerate(self.train_feed.batches(self.generator)):
+            progress = (epoch - 1 + min(step / num_batches, 1.0)) / self.task.config.epochs
+            loss = self._step(batch, progress)
+            labels = batch["label"]
+            totals += torch.tensor([loss, 1, len(labels), int((labels < 0).sum())], dtype=torch.float64)
+        totals = self._sum_over_workers(totals)
+        seconds = time.perf_counter() - started
+        seen, unusable = int(totals[2]), int(totals[3])
+        return {
+            "epoch": epoch,
+            "train_loss": float(totals[0] / totals[1]),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "num_samples": seen,
+            "num_unusable": unusable,
+            "num_dropped": self.task.num_samples - seen,
+            "num_steps": int(totals[1]) // self.task.num_workers,
+            "seconds": round(seconds, 3),
+            "samples_per_second": round(seen / seconds, 1),
+        }
+
+    def _step(self, batch: dict[str, Tensor], progress: float) -> float:
+        config = self.task.config
+        rate = self.task.learning_rate * training.learning_rate_factor(config.schedule, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pixels = batch["pixels"].to(self.device, non_blocking=True)
+        if config.augment != "none":
+            flip = config.augment == "crop_flip"
+            pixels = images.random_crop(pixels, self.task.image_size, self.generator, flip=flip)
+        labels, weights = batch["label"].to(self.device), batch["weight"].to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16"):
+            logits = self.network(images.normalize(pixels))
+        loss = training.weighted_loss(logits, labels, weights, config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _evaluate(self) -> dict[str, Any]:
+        self.plain.eval()
+        confusion = torch.zeros(len(self.task.class_names), len(self.task.class_names), dtype=torch.float64)
+        with torch.inference_mode(), self._autocast():
+            for batch in self.eval_feed.batches(None) if self.eval_feed else ():
+                logits = self.plain(images.normalize(batch["pixels"].to(self.device)))
+                found = training.confusion_matrix(batch["label"], logits.argmax(1).cpu(), len(confusion))
+                confusion += torch.from_numpy(found)
+        confusion = self._sum_over_workers(confusion).long().numpy()
+        return training.classification_metrics(confusion) | {"num_eval": int(confusion.sum())}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16")
+
+    def _sum_over_workers(self, values: Tensor) -> Tensor:
+        if self.task.num_workers == 1:
+            return values
+        on_device = values.to(self.device)
+        torch.distributed.all_reduce(on_device)
+        return on_device.cpu()
+
+    def _report(self, line: dict[str, Any]) -> None:
+        checkpoint = None
+        with tempfile.TemporaryDirectory() as folder:
+            if self.rank == 0:
+                self._write_results()
+                torch.save(self._state(), Path(folder) / "state.pt")
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(line, checkpoint=checkpoint)
+
+    def _write_results(self) -> None:
+        lines = "".join(json.dumps(line) + "\n" for line in self.lines)
+        description = {
+            "arch": self.task.arch,
+            "class_names": list(self.task.class_names),
+            "image_size": self.task.image_size,
+        }
+        for name, content in (
+            ("metrics.jsonl", lines.encode()),
+            ("model.safetensors", model.save_weights(self.plain)),
+            ("model.json", json.dumps(description, indent=2).encode()),
+        ):
+            with self.task.filesystem.open_output_stream(f"{self.task.folder}/{name}") as stream:
+                stream.write(content)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": self.plain.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "lines": json.dumps(self.lines),
+        }
+
+    def _restore(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return
+        with checkpoint.as_directory() as folder:
+            content = (Path(folder) / "state.pt").read_bytes()
+        state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
+        self.plain.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+        self.lines = json.loads(state["lines"])
+        self.next_epoch = len(self.lines) + 1
+
+
+class _Feed:
+    """A worker's share of a dataset, epoch after epoch.
+
+    Data that fits is decoded once, through Ray Data, and kept as uint8; every epoch then is a fresh permutation of all of
+    it, and the same with the same seed. Larger data is streamed and decoded anew in every epoch, and shuffled in a window.
+    """
+
+    def __init__(self, name: str, task: Task, batch_size: int, *, is_cached: bool) -> None:
+        self.name, self.batch_size, self.is_cached = name, batch_size, is_cached
+        self.num_rows_expected = task.num_samples // task.num_workers
+        self._cache: dict[str, Tensor] | None = None
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def num_batches(self) -> int:
+        """Batches of an epoch. The same on every worker, since an equal split gives all of them as many rows."""
+        return -(-self.num_rows_expected // self.batch_size)
+
+    def batches(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
+        """One epoch; shuffled, if there is a generator to do it by."""
+        if self.is_cached:
+            return self._from_cache(generator)
+        return self._streamed(shuffle=generator is not None)
+
+    def _streamed(self, *, shuffle: bool) -> Iterator[dict[str, Tensor]]:
+        shard = ray.train.get_dataset_shard(self.name)
+        window = _SHUFFLE_WINDOW * self.batch_size if shuffle else None
+        for batch in shard.iter_batches(
+            batch_size=self.batch_size, local_shuffle_buffer_size=window, prefetch_batches=2
+        ):
+            yield {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}
+
+    def _from_cache(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
+        if self._cache is None:
+            self._fill()
+        assert self._cache is not None
+        num_rows = len(self._order)
+        shuffled = torch.arange(num_rows) if generator is None else torch.randperm(num_rows, generator=generator)
+        # Even parts rather than a small last batch, whose few images would make noise of the batch statistics.
+        for rows in torch.tensor_split(self._order[shuffled], -(-num_rows // self.batch_size)):
+            yield {name: values[rows] for name, values in self._cache.items()}
+
+    def _fill(self) -> None:
+        parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
+        shard = ray.train.get_dataset_shard(self.name)
+        for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
+            for name, values in batch.items():
+                parts[name].append(torch.from_numpy(np.array(values)))
+        self._cache = {name: torch.cat(values) for name, values in parts.items()}
+        # By identity, so that the permutations do not depend on the order of arrival.
+        self._order = self._cache.pop("sample_id").argsort()

@@ -1,0 +1,215 @@
+"""scores -> weights/: the distributed reduce, a row per class.
+
+The losses are split by class over tasks that keep them sorted. A sorted sum does not depend on how the scores were
+cut into files, and the loss at a quantile is found exactly, by counting, without bringing the losses together.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+
+from razor_ray import schema, weights
+from razor_ray.config import WeighConfig
+from razor_ray.progress import stage
+from razor_ray.run_store import RunStore, write_table
+from razor_ray.stages import exchange, runtime
+
+_METADATA_KEY = b"razor_ray"
+_CLASSES_PER_PARTITION, _MAX_PARTITIONS = 8, 64
+_HALF_BITS = 16  # the bits of a float32 are counted in two halves
+
+
+@dataclass(frozen=True, slots=True)
+class IsplSettings:
+    """What turns a loss into an ISPL weight: the scheme, and its thresholds in nats."""
+
+    scheme: str
+    threshold: float
+    second_threshold: float
+    diversity_step: float
+
+    def weigh(self, loss: NDArray[np.floating]) -> NDArray[np.float64]:
+        """ISPL weights, before the class weight, of the samples of one class: (n,) to (n,)."""
+        return weights.ispl_weights(
+            loss.astype(np.float64),
+            scheme=self.scheme,  # type: ignore[arg-type]
+            threshold=self.threshold,
+            second_threshold=self.second_threshold,
+            diversity_step=self.diversity_step,
+            labels=np.zeros(len(loss), np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The committed weights: a row per class, and how samples are weighed inside it."""
+
+    table: pa.Table
+    """Of `schema.WEIGHTS`, by label."""
+    ispl: IsplSettings
+    beta: float
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassLosses:
+    """What a task keeps of a class."""
+
+    loss: NDArray[np.float32]
+    """(n_c,), ascending."""
+    num_correct: int
+
+
+def weigh(
+    store: RunStore, class_names: tuple[str, ...], config: WeighConfig, keep_fraction: float
+) -> None:
+    """Weigh the committed scores, and commit the stage `weights`.
+
+    Raises
+    ------
+    ValueError
+        If the budget cannot be met; the message names the floor or cap in the way.
+    """
+    with stage("weigh", len(class_names), "classes") as progress:
+        num_classes = len(class_names)
+        partitions = min(-(-num_classes // _CLASSES_PER_PARTITION), _MAX_PARTITIONS)
+        split = exchange.scatter_by_label(
+            store.files("scores"),
+            store.filesystem,
+            ["label", "loss", "correct"],
+            np.arange(num_classes) % partitions,
+        )
+        gather = ray.remote(_gather).options(name="gather losses")
+        held = [gather.remote(*tables) for tables in split]
+        ispl = _settings(config, _exact_quantile(held, config.quantile))
+        by_class: dict[int, dict[str, Any]] = {}
+        for _, found in runtime.run_tasks(_class_mass, ((ref, ispl) for ref in held), name="weigh"):
+            by_class |= found
+            progress.advance(len(found))
+        table, facts = _weights_table(class_names, by_class, config, keep_fraction)
+        progress.note = f"{facts['budget']:,} of {facts['num_samples']:,} samples to keep"
+    metadata = {_METADATA_KEY: json.dumps({"ispl": asdict(ispl), "beta": facts["beta"]}).encode()}
+    folder = store.begin("weights")
+    write_table(store.filesystem, f"{folder}/weights.parquet", table.replace_schema_metadata(metadata))
+    store.commit("weights", facts | {"ispl": asdict(ispl)})
+
+
+def read(store: RunStore) -> Weights:
+    """The committed weights."""
+    table = store.read("weights")
+    facts = json.loads(table.schema.metadata[_METADATA_KEY])
+    table = schema.check(table.replace_schema_metadata(None), schema.WEIGHTS, "weights")
+    return Weights(table, IsplSettings(**facts["ispl"]), facts["beta"])
+
+
+def _gather(*tables: pa.Table) -> dict[int, _ClassLosses]:
+    table = pa.concat_tables(tables)
+    label, loss = table["label"].to_numpy(), table["loss"].to_numpy()
+    correct = table["correct"].to_numpy(zero_copy_only=False)
+    order = np.lexsort((loss, label))  # (N,)
+    label, loss, correct = label[order], loss[order], correct[order]
+    present, starts = np.unique(label, return_index=True)
+    stops = [*starts[1:].tolist(), len(label)]
+    return {
+        int(value): _ClassLosses(loss[start:stop], int(correct[start:stop].sum()))
+        for value, start, stop in zip(present, starts.tolist(), stops, strict=True)
+    }
+
+
+def _exact_quantile(held: list[Any], quantile: float) -> float:
+    """The loss at a quantile of all losses, as `weights.loss_quantile` defines it.
+
+    The bits of a non-negative float32 are in the order of its value, so counting the upper halves finds the upper half
+    of the wanted one, and counting the lower halves among its fellows finds the rest: two small sums.
+    """
+    upper = _sum_counts(held, None)
+    num_samples = int(upper.sum())
+    wanted = weights.quantile_position(num_samples, quantile)
+    high = int(np.searchsorted(np.cumsum(upper), wanted, side="right"))
+    lower = _sum_counts(held, high)
+    before = int(upper[:high].sum())
+    low = int(np.searchsorted(np.cumsum(lower), wanted - before, side="right"))
+    found = float(np.array((high << _HALF_BITS) | low, np.uint32).view(np.float32))
+    return found if found > 0 else _smallest_positive(held)
+
+
+def _smallest_positive(held: list[Any]) -> float:
+    """Most losses are exactly 0: a threshold of 0 would make every weight 0 or undefined."""
+    found = [value for _, value in runtime.run_tasks(_smallest_of, ((ref,) for ref in held), name="smallest loss")]
+    positive = [value for value in found if value > 0]
+    return min(positive, default=1.0)
+
+
+def _smallest_of(classes: dict[int, _ClassLosses]) -> float:
+    positive = [float(held.loss[held.loss > 0][0]) for held in classes.values() if held.loss[-1] > 0]
+    return min(positive, default=0.0)
+
+
+def _sum_counts(held: list[Any], upper: int | None) -> NDArray[np.int64]:
+    total = np.zeros(2**_HALF_BITS, np.int64)
+    for _, counts in runtime.run_tasks(_count_halves, ((ref, upper) for ref in held), name="count losses"):
+        total += counts
+    return total
+
+
+def _count_halves(classes: dict[int, _ClassLosses], upper: int | None) -> NDArray[np.int64]:
+    """Counts of the upper halves of the losses' bits, or of the lower halves of those with a given upper half."""
+    total = np.zeros(2**_HALF_BITS, np.int64)
+    for held in classes.values():
+        bits = held.loss.view(np.uint32)
+        halves = bits >> _HALF_BITS if upper is None else bits[bits >> _HALF_BITS == upper] & (2**_HALF_BITS - 1)
+        total += np.bincount(halves, minlength=2**_HALF_BITS)
+    return total
+
+
+def _settings(config: WeighConfig, threshold: float) -> IsplSettings:
+    return IsplSettings(
+        scheme=config.scheme,
+        threshold=threshold,
+        second_threshold=threshold * config.second_threshold,
+        diversity_step=threshold * config.diversity_step,
+    )
+
+
+def _class_mass(classes: dict[int, _ClassLosses], ispl: IsplSettings) -> dict[int, dict[str, Any]]:
+    return {
+        label: {
+            "num_samples": len(held.loss),
+            "effective_count": float(ispl.weigh(held.loss).sum()),
+            "recall": held.num_correct / len(held.loss),
+        }
+        for label, held in classes.items()
+    }
+
+
+def _weights_table(
+    class_names: tuple[str, ...], by_class: dict[int, dict[str, Any]], config: WeighConfig, keep_fraction: float
+) -> tuple[pa.Table, dict[str, Any]]:
+    labels = sorted(by_class)
+    num_samples = np.array([by_class[label]["num_samples"] for label in labels], np.int64)  # (C,)
+    effective_count = np.array([by_class[label]["effective_count"] for label in labels])  # (C,)
+    recall = np.array([by_class[label]["recall"] for label in labels])  # (C,)
+    beta = weights.default_beta(num_samples) if config.beta == "auto" else config.beta
+    class_weight = weights.class_weights(effective_count, beta)  # (C,)
+    budget = weights.budget(int(num_samples.sum()), keep_fraction)
+    mass = weights.quota_mass(
+        config.quota, ispl_mass=class_weight * effective_count, num_samples=num_samples, recall=recall
+    )
+    quota = weights.class_quotas(mass, num_samples, budget, config.class_floor)
+    columns = {
+        "label": labels,
+        "class_name": [class_names[label] for label in labels],
+        "num_samples": num_samples,
+        "num_effective": weights.effective_number(np.maximum(effective_count, 1.0), beta),
+        "class_weight": class_weight,
+        "quota": quota,
+    }
+    table = pa.table([pa.array(columns[f.name], f.type) for f in schema.WEIGHTS], schema=schema.WEIGHTS)
+    facts = {"budget": budget, "num_samples": int(num_samples.sum()), "beta": float(beta)}
+    return schema.check(table, schema.WEIGHTS, "weights"), facts

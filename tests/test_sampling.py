@@ -1,0 +1,709 @@
+"""Sampling inside one class: hand-worked classes, then laws over seeded random layouts."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from razor_ray.config import SampleConfig
+from razor_ray.sampling import (
+    CLASS_FLOOR,
+    CLUSTER,
+    HARD,
+    NOISE,
+    NOT_CLUSTERED,
+    OVER_QUOTA,
+    REASONS,
+    ClassSample,
+    cluster,
+    density_weights,
+    draw_keys,
+    estimate_wrong_labels,
+    sample_class,
+    tail_fraction,
+    weighted_draw,
+)
+
+PLAIN = SampleConfig(clustering="none", tail=0.0, gamma=0.0)
+
+
+def sample(hardness, quota, config=PLAIN, embedding=None, ids=None, **kwargs) -> ClassSample:
+    """`sample_class` with the arguments that a test does not care about."""
+    hardness = np.asarray(hardness, np.float32)
+    ids = np.arange(len(hardness)) if ids is None else ids
+    arguments = {"seed": 0, "label": 0, "wrong_label_fraction": 0.0} | kwargs
+    return sample_class(hardness=hardness, embedding=embedding, ids=ids, quota=quota, settings=config, **arguments)
+
+
+def easy_class(num_samples: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Hardness (n,) as EL2N has it, most of it near 0, and embeddings (n, 16) in eight directions."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(8, 16))
+    embedding = centres[rng.integers(0, 8, num_samples)] + 0.5 * rng.normal(size=(num_samples, 16))
+    return (rng.beta(0.6, 2.0, num_samples) * 1.41).astype(np.float32), embedding.astype(np.float16)
+
+
+def assert_same(one: ClassSample, other: ClassSample) -> None:
+    for name in ("keep", "cluster", "rank", "reason"):
+        assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+# --- the draw ---------------------------------------------------------------------------------------------------------
+
+
+def test_hash_is_splitmix64():
+    # The first outputs of splitmix64 from state 0, as published with it (Vigna, splitmix64.c).
+    from razor_ray.sampling import _mix
+
+    states = np.array([0, 0x9E3779B97F4A7C15], np.uint64)
+    assert_array_equal(_mix(states), np.array([0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4], np.uint64))
+
+
+def test_keys_are_exponential():
+    keys = draw_keys(np.arange(100_000), seed=1)
+    assert stats.kstest(keys, "expon").pvalue > 0.01
+    assert keys.min() > 0 and keys.max() <= 36.8
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20, 1 << 32, 1 << 53, 1 << 63])
+def test_keys_of_neighbouring_ids_are_unrelated(step):
+    ids = np.arange(50_000, dtype=np.uint64)
+    keys, neighbours = draw_keys(ids, seed=0), draw_keys(ids + np.uint64(step), seed=0)
+    assert abs(stats.pearsonr(keys, neighbours).statistic) < 4 / np.sqrt(len(ids))
+    if step > len(ids):
+        assert not np.intersect1d(keys, neighbours).size
+
+
+@pytest.mark.parametrize("seed", [1, 2, 1 << 32, (1 << 63) - 1])
+def test_keys_of_another_seed_are_independent(seed):
+    ids = np.arange(50_000)
+    keys, others = draw_keys(ids, seed=0), draw_keys(ids, seed=seed)
+    assert abs(stats.spearmanr(keys, others).statistic) < 4 / np.sqrt(len(ids))
+    assert not np.intersect1d(keys, others).size  # nor are they the same keys at other ids
+
+
+def test_keys_belong_to_ids():
+    ids = np.random.default_rng(0).integers(0, 2**63, 1000)
+    order = np.random.default_rng(1).permutation(1000)
+    assert_array_equal(draw_keys(ids[order], 5), draw_keys(ids, 5)[order])
+    assert_array_equal(draw_keys(ids[17:18], 5), draw_keys(ids, 5)[17:18])
+
+
+def test_keys_refuse_floats():
+    with pytest.raises(ValueError, match="2\\^53"):
+        draw_keys(np.array([1.0, 2.0]), 0)  # pyright: ignore[reportArgumentType]
+
+
+def test_draw_by_hand():
+    # keys / weight: 2, 0.5, 1; weight 0 after them, by key: row 4 before row 3.
+    weight, keys = np.array([1.0, 4.0, 2.0, 0.0, 0.0]), np.array([2.0, 2.0, 2.0, 0.2, 0.1])
+    assert_array_equal(weighted_draw(weight, keys, 5, np.arange(5)), [1, 2, 0, 4, 3])
+    assert_array_equal(weighted_draw(weight, keys, 2, np.arange(5)), [1, 2])
+
+
+def test_draw_breaks_ties_by_the_tie_breaker():
+    assert_array_equal(weighted_draw(np.ones(3), np.ones(3), 3, np.array([30, 10, 20])), [1, 2, 0])
+
+
+def test_draw_follows_successive_sampling():
+    # Two of three with weights 1, 2, 3. Row 0 is in with chance 1/6 + 2/6 * 1/4 + 3/6 * 1/3 = 5/12,
+    # row 1 with 2/6 + 1/6 * 2/5 + 3/6 * 2/3 = 11/15, row 2 with 2 - 5/12 - 11/15 = 17/20.
+    weight, ids, count = np.array([1.0, 2.0, 3.0]), np.arange(3), np.zeros(3)
+    for seed in range(6000):
+        count[weighted_draw(weight, draw_keys(ids, seed), 2, ids)] += 1
+    assert_allclose(count / 6000, [5 / 12, 11 / 15, 17 / 20], atol=0.025)  # 4 standard errors
+
+
+@pytest.mark.parametrize(
+    ("weight", "count", "match"),
+    [
+        ([1.0, -1.0], 1, "weights must be finite and at least 0"),
+        ([1.0, np.nan], 1, "weights must be finite and at least 0"),
+        ([1.0, 1.0], 3, r"count must be in 0\.\.2"),
+        ([1.0, 1.0], -1, r"count must be in 0\.\.2"),
+        ([1.0], 1, "one row per sample"),
+    ],
+)
+def test_draw_refuses(weight, count, match):
+    with pytest.raises(ValueError, match=match):
+        weighted_draw(np.array(weight), np.ones(2), count, np.arange(2))
+
+
+# --- density ----------------------------------------------------------------------------------------------------------
+
+
+def test_density_by_hand():
+    # Nine samples: 3 bins of width 1/3 over [0, 1], which hold 6, 2 and 1.
+    hardness = np.array([0, 0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0])
+    assert_allclose(density_weights(hardness, 1.0), [1 / 6] * 6 + [1 / 2] * 2 + [1])
+    assert_allclose(density_weights(hardness, 0.5), [6**-0.5] * 6 + [2**-0.5] * 2 + [1])
+    assert_array_equal(density_weights(hardness, 0.0), np.ones(9))
+
+
+def test_density_of_equal_hardness_is_even():
+    assert_array_equal(density_weights(np.full(7, 0.3), 1.0), np.ones(7))
+    assert_array_equal(density_weights(np.zeros(0), 1.0), np.ones(0))
+
+
+@given(st.integers(0, 2**32), st.integers(2, 400))
+def test_gamma_one_makes_bins_weigh_the_same(seed, num_samples):
+    hardness = np.random.default_rng(seed).exponential(size=num_samples)
+    weight = density_weights(hardness, 1.0)
+    num_bins = min(50, math.ceil(math.sqrt(num_samples)))
+    mass = np.histogram(hardness, bins=num_bins, weights=weight)[0]  # (num_bins,)
+    assert_allclose(mass[mass > 0], mass.max(), rtol=1e-9)
+    assert weight.max() == 1
+
+
+def test_density_of_a_very_sharp_razor_stays_positive():
+    weight = density_weights(np.r_[np.zeros(100), 1.0], gamma=1e6)
+    assert weight[-1] == 1 and (weight > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("gamma", "num_bins", "match"), [(-1.0, 50, "gamma"), (np.nan, 50, "gamma"), (1.0, 0, "num_bins")]
+)
+def test_density_refuses(gamma, num_bins, match):
+    with pytest.raises(ValueError, match=f"{match} must be at least"):
+        density_weights(np.arange(3.0), gamma, num_bins)
+
+
+# --- the tail ---------------------------------------------------------------------------------------------------------
+
+
+def test_tail_fraction_by_hand():
+    assert_allclose(tail_fraction(0.1, 0.0), 0.30)
+    assert_allclose(tail_fraction(0.3, 0.0), 0.10)
+    assert_allclose(tail_fraction(0.01, 0.0), 0.50)
+    assert_allclose(tail_fraction(0.3, 0.25), 0.25)
+
+
+@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1))
+def test_tail_fraction_grows_as_the_budget_falls(one, other, wrong):
+    low, high = sorted((one, other))
+    assert tail_fraction(low, wrong) >= tail_fraction(high, wrong) >= wrong
+
+
+@pytest.mark.parametrize(
+    ("keep", "wrong", "match"),
+    [
+        (0.0, 0.0, "keep_fraction"),
+        (30, 0.0, "keep_fraction"),
+        (0.3, 1.1, "wrong_label_fraction"),
+        (0.3, np.nan, "wrong_label_fraction"),
+    ],
+)
+def test_tail_fraction_refuses(keep, wrong, match):
+    with pytest.raises(ValueError, match=f"{match} must be in"):
+        tail_fraction(keep, wrong)
+
+
+def test_wrong_labels_by_hand():
+    # p of the label 0.9, 0.8, 0.7, 0.1, 0.4 (mean 0.58), of the best other class 0.05, 0.1, 0.2, 0.85, 0.5.
+    # Only the fourth is contradicted with at least 0.58; the fifth is wrong too, but not with confidence.
+    p_label, p_other = np.array([0.9, 0.8, 0.7, 0.1, 0.4]), np.array([0.05, 0.1, 0.2, 0.85, 0.5])
+    assert estimate_wrong_labels(-np.log(p_label), p_other - p_label) == 1 / 5
+
+
+def test_wrong_labels_of_a_proxy_that_knows_nothing():
+    # Ten classes, all samples alike: 0.05 for the label, 0.1 for another; all are contradicted, half is the most.
+    assert estimate_wrong_labels(np.full(8, -np.log(0.05)), np.full(8, 0.05)) == 0.5
+    assert estimate_wrong_labels(np.full(8, np.log(10)), np.zeros(8)) == 0.0  # uniform: nothing is contradicted
+    assert estimate_wrong_labels(np.zeros(0), np.zeros(0)) == 0.0
+
+
+def test_wrong_labels_finds_flipped_labels():
+    rng = np.random.default_rng(0)
+    p_label = np.where(rng.random(2000) < 0.1, rng.beta(1, 15, 2000), rng.beta(15, 2, 2000))
+    share = estimate_wrong_labels(-np.log(p_label), 0.95 * (1 - p_label) - p_label)
+    assert_allclose(share, 0.1, atol=0.02)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60))
+def test_wrong_labels_do_not_depend_on_order(seed, num_samples):
+    rng = np.random.default_rng(seed)
+    loss = rng.exponential(size=num_samples)
+    # Other classes have just the mean, within rounding: one bit more or less in the sum changes the count.
+    margin = np.exp(-loss).mean() - np.exp(-loss)
+    order = rng.permutation(num_samples)
+    assert estimate_wrong_labels(loss[order], margin[order]) == estimate_wrong_labels(loss, margin)
+
+
+@pytest.mark.parametrize(
+    ("loss", "match"),
+    [([-0.1, 1.0], "loss is a cross-entropy"), ([np.nan, 1.0], "1 of 2 scores"), ([1.0], "one row per sample")],
+)
+def test_wrong_labels_refuses(loss, match):
+    with pytest.raises(ValueError, match=match):
+        estimate_wrong_labels(np.array(loss), np.zeros(2))
+
+
+def test_tail_is_the_hardest():
+    # 30 % of ten: the three hardest go, and the rest is easier than all of them.
+    hardness = np.array([5, 1, 9, 3, 7, 0, 8, 2, 6, 4])
+    result = sample(hardness, 5, SampleConfig(clustering="none", tail=0.3, gamma=0.0))
+    assert_array_equal(np.sort(hardness[result.reason == NOISE]), [7, 8, 9])
+    assert_array_equal(result.rank[[4, 6, 2]], [8, 9, 10])  # by hardness, ascending
+    assert not result.keep[result.reason == NOISE].any()
+
+
+def test_tail_means_the_number_that_was_written():
+    # 0.29 * 100 is 28.999999999999996 in binary.
+    result = sample(np.arange(100), 10, SampleConfig(clustering="none", tail=0.29))
+    assert np.count_nonzero(result.reason == NOISE) == 29
+
+
+def test_tail_gives_way_to_the_quota():
+    # Half of ten would leave five for a quota of eight: only the two hardest stay out, and the other eight are kept.
+    result = sample(np.arange(10), 8, SampleConfig(clustering="none", tail=0.5))
+    assert_array_equal(result.keep, np.arange(10) < 8)
+    assert_array_equal(result.reason, [CLUSTER] * 4 + [HARD] * 4 + [NOISE] * 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_noise"),
+    [
+        (SampleConfig(clustering="none"), 40),  # the estimate, 40 %, is above 0.03 / 0.1
+        (SampleConfig(clustering="none", noise_guard=False), 30),
+        (SampleConfig(clustering="none", tail=0.2), 20),
+        (SampleConfig(clustering="none", tail=0.0), 0),
+    ],
+)
+def test_tail_auto_is_at_least_the_share_of_wrong_labels(config, num_noise):
+    result = sample(np.arange(100), 10, config, wrong_label_fraction=0.4)
+    assert np.count_nonzero(result.reason == NOISE) == num_noise
+
+
+def test_ties_at_the_tails_edge_are_drawn_by_the_seed():
+    # Eight of the ten are equally hard, and five go: each of the eight about as often as another, whatever its id.
+    hardness, count = np.repeat([0.0, 1.0], [2, 8]), np.zeros(10)
+    for seed in range(400):
+        count += sample(hardness, 1, SampleConfig(clustering="none", tail=0.5), seed=seed).reason == NOISE
+    assert_array_equal(count[:2], 0)
+    assert_allclose(count[2:] / 400, 5 / 8, atol=0.1)  # 4 standard errors
+
+
+def test_ties_at_the_tails_edge_do_not_bias_the_draw():
+    # Half of the class is equally hard and half of that half goes to the tail. Were it chosen by the keys of the draw,
+    # those left would have small keys, and more than half of the kept would be hard.
+    hardness = np.repeat([0.0, 1.0], 2000)
+    config = SampleConfig(clustering="none", tail=0.25, gamma=0.0)
+    num_hard = [hardness[sample(hardness, 600, config, seed=seed).keep].sum() for seed in range(20)]
+    assert_allclose(np.mean(num_hard), 200, atol=12)  # a third of 600; 4 standard errors
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+
+def three_directions() -> tuple[np.ndarray, np.ndarray]:
+    """Thirty samples, ten in each of three directions; the first direction is the hardest, the second the easiest."""
+    direction = np.repeat(np.eye(3), 10, axis=0)
+    length = np.tile(np.linspace(1, 9, 10), 3)[:, None]
+    return np.repeat([0.9, 0.1, 0.5], 10), (direction * length).astype(np.float16)
+
+
+def test_kmeans_by_hand():
+    hardness, embedding = three_directions()
+    found = cluster(hardness, embedding, clustering="kmeans", num_clusters=3, seed=0, label=0)
+    assert_array_equal(found, np.repeat([2, 0, 1], 10))  # numbered from easy to hard; lengths do not matter
+    assert found.dtype == np.int32
+
+
+def test_kmeans_shrinks_to_the_size_of_the_class():
+    hardness, embedding = three_directions()
+    for num_samples, expected in [(30, 3), (29, 2), (19, 1), (1, 1)]:
+        pick = np.arange(30).reshape(3, 10).T.ravel()[:num_samples]
+        found = cluster(hardness[pick], embedding[pick], clustering="kmeans", num_clusters=20, seed=0, label=0)
+        assert found.max() + 1 == expected
+
+
+@pytest.mark.filterwarnings("error")
+def test_kmeans_shrinks_to_the_number_of_distinct_rows():
+    embedding = np.repeat(np.eye(2, 4, dtype=np.float32), 100, axis=0)
+    embedding[150:] *= -0.0  # rows of zeros, some of them negative zeros: one more point, and no NaN
+    found = cluster(np.arange(200.0), embedding, clustering="kmeans", num_clusters=20, seed=0, label=0)
+    assert_array_equal(found, np.repeat([0, 1, 2], [100, 50, 50]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("embedding", [np.zeros((50, 4)), np.full((50, 4), 6e4), np.zeros((50, 0))])
+def test_kmeans_of_equal_rows_is_one_cluster(embedding):
+    found = cluster(np.arange(50.0), embedding.astype(np.float16), clustering="kmeans", num_clusters=5, seed=0, label=0)
+    assert_array_equal(found, np.zeros(50))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-45, 1e-30, 1.0, 1e30])
+def test_kmeans_takes_any_scale(scale):
+    hardness, embedding = three_directions()
+    embedding = (embedding > 0) * np.float32(scale)
+    found = cluster(hardness, embedding, clustering="kmeans", num_clusters=3, seed=0, label=0)
+    assert_array_equal(found, np.repeat([2, 0, 1], 10))
+
+
+@pytest.mark.filterwarnings("error")
+def test_kmeans_of_rows_an_ulp_apart():
+    embedding = np.ones((100, 2), np.float32)
+    embedding[::2, 0] += np.float32(2**-23)
+    found = cluster(np.arange(100.0), embedding, clustering="kmeans", num_clusters=10, seed=0, label=0)
+    assert_array_equal(np.unique(found), np.arange(found.max() + 1))  # no gaps
+
+
+def test_kmeans_starts_from_seed_and_label():
+    hardness, _ = easy_class(400)
+    embedding = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
+    runs = [
+        cluster(hardness, embedding, clustering="kmeans", num_clusters=10, seed=seed, label=label).tolist()
+        for seed, label in [(0, 0), (0, 0), (1, 0), (0, 1)]
+    ]
+    assert runs[0] == runs[1] and runs[0] != runs[2] and runs[0] != runs[3] and runs[2] != runs[3]
+
+
+def test_mean_shift_by_hand():
+    # Two heaps of hardness; the easy one is 0, wherever its samples stand.
+    rng = np.random.default_rng(0)
+    hardness = np.concatenate([rng.normal(1.2, 0.05, 80), rng.normal(0.1, 0.05, 120)])
+    found = cluster(hardness, None, clustering="mean_shift", num_clusters=20, seed=0, label=0)
+    assert_array_equal(found, np.repeat([1, 0], [80, 120]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "hardness",
+    [[0.0], [0.5, 0.5, 0.5], [0.0, 1.0], [0.0] * 99 + [1.0], [1e8, 1e8 + 1, 1e8 + 2], np.geomspace(1e-30, 1, 50)],
+)
+def test_mean_shift_takes_any_spread(hardness):
+    hardness = np.asarray(hardness, np.float64)
+    found = cluster(hardness, None, clustering="mean_shift", num_clusters=20, seed=0, label=0)
+    assert_array_equal(np.unique(found), np.arange(found.max() + 1))
+    assert (np.diff(found[np.argsort(hardness)]) >= 0).all()  # clusters of a line are intervals
+
+
+def test_no_clustering_is_one_cluster():
+    assert_array_equal(cluster(np.arange(5.0), None, clustering="none", num_clusters=3, seed=0, label=0), np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    ("embedding", "match"),
+    [
+        (None, "needs embeddings"),
+        (np.full((30, 2), np.nan, np.float32), "30 of 30 embeddings hold NaN"),
+        (np.full((30, 2), np.inf, np.float16), "65504"),
+        (np.ones((30, 2)), "float16 or float32"),
+        (np.ones(30, np.float32), "shape"),
+        (np.ones((29, 2), np.float32), "one row per sample"),
+    ],
+)
+def test_kmeans_refuses(embedding, match):
+    with pytest.raises(ValueError, match=match):
+        cluster(np.arange(30.0), embedding, clustering="kmeans", num_clusters=3, seed=0, label=7)
+
+
+def test_kmeans_runs_on_one_thread(monkeypatch):
+    # Sums by two threads differ in their last bits only, which seldom shows in the labels; so the pools are asked, too.
+    from sklearn.cluster import KMeans
+
+    fit_predict, num_threads = KMeans.fit_predict, []
+
+    def recorded(self, rows):
+        num_threads.extend(pool["num_threads"] for pool in threadpool_info())
+        return fit_predict(self, rows)
+
+    monkeypatch.setattr(KMeans, "fit_predict", recorded)
+    hardness, embedding = three_directions()
+    with threadpool_limits(2):
+        cluster(hardness, embedding, clustering="kmeans", num_clusters=3, seed=0, label=0)
+        outside = [pool["num_threads"] for pool in threadpool_info()]
+    assert set(num_threads) == {1} and set(outside) == {2}
+
+
+def test_clusters_do_not_depend_on_the_number_of_threads():
+    program = """
+import numpy as np
+from razor_ray.sampling import cluster
+embedding = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32)
+found = cluster(np.arange(3000.0), embedding, clustering="kmeans", num_clusters=20, seed=0, label=0)
+print(found.tobytes().hex())
+"""
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[1],
+            env=os.environ | {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads},
+            check=True,
+            capture_output=True,
+        ).stdout
+        for threads in ("1", "2")
+    }
+    assert len(outputs) == 1
+
+
+# --- a class ----------------------------------------------------------------------------------------------------------
+
+
+def test_class_by_hand():
+    # Thirty samples in three clusters of ten, all of one hardness in each, none in the tail. gamma 0: nine samples are
+    # three of each.
+    hardness, embedding = three_directions()
+    result = sample(hardness, 9, SampleConfig(num_clusters=3, tail=0.0, gamma=0.0), embedding)
+    assert_array_equal(result.cluster, np.repeat([2, 0, 1], 10))
+    assert_array_equal(np.bincount(result.cluster[result.keep]), [3, 3, 3])
+    # The median is 0.5, so only the first direction is hard.
+    expected = np.where(result.keep, np.repeat([HARD, CLUSTER, CLUSTER], 10), OVER_QUOTA)
+    assert_array_equal(result.reason, expected)
+    assert_array_equal(np.sort(result.rank), np.arange(1, 31))
+    assert_array_equal(result.keep, result.rank <= 9)
+
+
+def test_gamma_by_hand():
+    # 16 samples in 4 bins: 12, 2, 1, 1. At gamma 0 the kept are easy as often as the class is: 8 * 12 / 16. At gamma 1
+    # the weights are 1/12, 1/2, 1, 1, and summing over the orders of successive draws 4.196 of 8 are easy.
+    hardness = np.array([0.0] * 12 + [0.3] * 2 + [0.6, 1.0])
+    for gamma, num_easy in [(0.0, 6.0), (1.0, 4.196)]:
+        config = SampleConfig(clustering="none", tail=0.0, gamma=gamma)
+        found = [sample(hardness, 8, config, seed=seed).keep[:12].sum() for seed in range(300)]
+        assert_allclose(np.mean(found), num_easy, atol=0.2)  # 4 standard errors
+
+
+def test_floor_bound_is_the_reason():
+    result = sample(np.arange(10), 2, floor_bound=True)
+    assert_array_equal(result.reason[result.keep], [CLASS_FLOOR] * 2)
+    assert REASONS[CLASS_FLOOR] == "class_floor" and REASONS[NOISE] == "noise" and len(REASONS) == 5
+
+
+def test_class_that_is_kept_whole():
+    hardness, embedding = easy_class(40)
+    result = sample(hardness, 40, SampleConfig(), embedding)
+    assert result.keep.all()
+    assert_array_equal(result.cluster, np.full(40, NOT_CLUSTERED))
+    assert_array_equal(np.sort(result.rank), np.arange(1, 41))
+    assert np.count_nonzero(result.reason == HARD) == 20 == np.count_nonzero(result.reason == CLUSTER)
+
+
+def test_class_that_is_dropped_whole():
+    hardness, embedding = easy_class(40)
+    result = sample(hardness, 0, SampleConfig(), embedding)
+    assert not result.keep.any()
+    assert_array_equal(result.reason, np.full(40, OVER_QUOTA))  # the quota dropped them, not their hardness
+
+
+def test_empty_class_and_class_of_one():
+    empty = sample(np.zeros(0), 0, SampleConfig(), np.zeros((0, 4), np.float16))
+    assert [len(column) for column in (empty.keep, empty.cluster, empty.rank, empty.reason)] == [0] * 4
+    for quota in (0, 1):
+        one = sample([0.7], quota, SampleConfig(), np.ones((1, 4), np.float16))
+        assert_array_equal(one.keep, [quota == 1])
+        assert_array_equal(one.rank, [1])
+
+
+def test_equal_hardness_is_a_uniform_draw():
+    count = np.zeros(20)
+    for seed in range(1000):
+        result = sample(np.full(20, 0.4), 5, SampleConfig(clustering="none"), seed=seed, wrong_label_fraction=0.3)
+        assert not (result.reason == NOISE).any()
+        count += result.keep
+    assert stats.chisquare(count).pvalue > 0.001
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"hardness": np.array([0.0, np.nan, 1.0])}, "class 3: 1 of 3 scores are NaN"),
+        ({"quota": 4}, "class 3 has 3 samples"),
+        ({"quota": -1}, "quota"),
+        ({"ids": np.array([5, 9, 5])}, "id 5 occurs more than once"),
+        ({"ids": np.array([1.0, 2.0, 3.0])}, "integers"),
+        ({"ids": np.arange(2)}, "one row per sample"),
+        ({"seed": -1}, "seed"),
+        ({"wrong_label_fraction": np.nan}, "wrong_label_fraction"),
+        ({"settings": SampleConfig()}, "needs embeddings"),
+    ],
+)
+def test_class_refuses(change, match):
+    arguments = {
+        "hardness": np.arange(3.0), "embedding": None, "ids": np.arange(3), "quota": 1, "seed": 0, "label": 3,
+        "wrong_label_fraction": 0.0, "settings": PLAIN,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=match):
+        sample_class(**arguments | change)
+
+
+# --- laws -------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def classes(draw):
+    """A class of up to 120 samples with ties, repeated and zero embeddings, large ids, and settings for it."""
+    num_samples = draw(st.integers(0, 120))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    hardness = rng.exponential(size=num_samples)
+    if draw(st.booleans()):
+        hardness = np.round(hardness, draw(st.integers(0, 1)))
+    embedding = rng.normal(size=(num_samples, 3))
+    if draw(st.booleans()):
+        embedding = np.round(embedding)
+    ids = rng.choice(2**20, num_samples, replace=False).astype(np.uint64) << np.uint64(
+        draw(st.sampled_from([0, 32, 43]))
+    )
+    return {
+        "hardness": hardness.astype(np.float32),
+        "embedding": embedding.astype(draw(st.sampled_from([np.float16, np.float32]))),
+        "ids": ids,
+        "quota": draw(st.integers(0, num_samples)),
+        "seed": draw(st.integers(0, 2**63 - 1)),
+        "label": draw(st.integers(0, 999)),
+        "wrong_label_fraction": draw(st.sampled_from([0.0, 0.05, 0.5])),
+        "floor_bound": draw(st.booleans()),
+        "settings": SampleConfig(
+            clustering=draw(st.sampled_from(["kmeans", "kmeans", "mean_shift", "none"])),
+            num_clusters=draw(st.integers(1, 12)),
+            tail=draw(st.sampled_from(["auto", 0.0, 0.3, 0.9])),
+            gamma=draw(st.sampled_from(["auto", 0.0, 0.5, 3.0])),
+        ),
+    }
+
+
+@settings(deadline=None, max_examples=150)
+@given(classes())
+def test_laws_of_a_class(given_class):
+    result = sample_class(**given_class)
+    num_samples, quota, hardness = len(given_class["ids"]), given_class["quota"], given_class["hardness"]
+    noise = result.reason == NOISE
+    assert result.keep.sum() == quota
+    assert_array_equal(np.sort(result.rank), np.arange(1, num_samples + 1))
+    assert_array_equal(result.keep, result.rank <= quota)
+    assert_array_equal(result.keep, result.reason <= CLASS_FLOOR)
+    assert (result.keep.dtype, result.cluster.dtype, result.rank.dtype, result.reason.dtype) == (
+        np.dtype(bool), np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.int8),
+    )  # fmt: skip
+    # The tail: harder than the rest, ranked last and by hardness, in no cluster, and never in the way of the quota.
+    if noise.any():
+        assert hardness[noise].min() >= hardness[~noise].max()
+        assert result.rank[noise].min() > result.rank[~noise].max()
+        assert (np.diff(hardness[noise][np.argsort(result.rank[noise])]) >= 0).all()
+        assert (result.cluster[noise] == NOT_CLUSTERED).all()
+        assert hardness.min() < hardness.max()
+    assert num_samples - noise.sum() >= quota
+    # Clusters: 0..K-1 without gaps, unless the class is kept or dropped whole.
+    if 0 < quota < num_samples:
+        assert_array_equal(np.unique(result.cluster[~noise]), np.arange(result.cluster.max() + 1))
+    else:
+        assert (result.cluster == NOT_CLUSTERED).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(classes(), st.integers(0, 2**32))
+def test_order_of_rows_does_not_matter(given_class, seed):
+    order = np.random.default_rng(seed).permutation(len(given_class["ids"]))
+    result = sample_class(**given_class)
+    rows = {name: given_class[name][order] for name in ("hardness", "embedding", "ids")}
+    shuffled = sample_class(**given_class | rows)
+    expected = ClassSample(
+        keep=result.keep[order], cluster=result.cluster[order], rank=result.rank[order], reason=result.reason[order]
+    )
+    assert_same(shuffled, expected)
+
+
+def test_order_of_rows_does_not_matter_to_a_real_class():
+    # Large enough for SIMD, threads and float sums to show a difference if rows were taken as they come.
+    hardness, embedding = easy_class(1500)
+    ids = np.random.default_rng(1).permutation(1500).astype(np.int64) + (7 << 32)
+    result = sample(hardness, 450, SampleConfig(), embedding, ids)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(1500)
+        shuffled = sample(hardness[order], 450, SampleConfig(), embedding[order], ids[order])
+        assert_array_equal(shuffled.rank, result.rank[order])
+        assert_array_equal(shuffled.cluster, result.cluster[order])
+
+
+@settings(deadline=None, max_examples=50)
+@given(classes(), st.integers(0, 2**32))
+def test_resharding_does_not_matter_to_ids_of_the_users_own(given_class, seed):
+    # The same ids at other places: sample_id, the tie-breaker, is new, and so is the order.
+    num_samples = len(given_class["ids"])
+    order = np.random.default_rng(seed).permutation(num_samples)
+    result = sample_class(**given_class, tie_break=np.arange(num_samples))
+    rows = {name: given_class[name][order] for name in ("hardness", "embedding", "ids")}
+    resharded = sample_class(**given_class | rows, tie_break=np.arange(num_samples) << 32)
+    assert_array_equal(resharded.rank, result.rank[order])
+    assert_array_equal(resharded.keep, result.keep[order])
+
+
+def test_samples_of_one_id_are_told_apart_by_the_tie_breaker():
+    ids, tie_break, order = np.full(12, 5), np.arange(12), np.random.default_rng(0).permutation(12)
+    result = sample(np.zeros(12), 4, ids=ids, tie_break=tie_break)
+    assert_array_equal(np.flatnonzero(result.keep), np.arange(4))
+    shuffled = sample(np.zeros(12), 4, ids=ids, tie_break=tie_break[order])
+    assert_array_equal(shuffled.rank, result.rank[order])
+
+
+def test_another_seed_is_another_sample():
+    hardness, embedding = easy_class(300)
+    kept = [sample(hardness, 90, SampleConfig(), embedding, seed=seed).keep for seed in (0, 0, 1)]
+    assert_array_equal(kept[0], kept[1])
+    assert np.count_nonzero(kept[0] != kept[2]) > 40
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32), st.integers(100, 400), st.floats(0.05, 0.95), st.sampled_from([0.0, 1.0]))
+def test_every_cluster_with_a_share_is_covered(seed, num_samples, keep_fraction, gamma):
+    hardness, embedding = easy_class(num_samples, seed)
+    quota = round(keep_fraction * num_samples)
+    result = sample(hardness, quota, SampleConfig(gamma=gamma, num_clusters=8), embedding)
+    rest = result.reason != NOISE
+    weight = density_weights(hardness[rest], gamma)
+    mass = np.bincount(result.cluster[rest], weights=weight)
+    share = quota * mass / mass.sum()
+    num_kept = np.bincount(result.cluster[result.keep], minlength=len(mass))
+    assert (num_kept[share >= 1] >= 1).all()
+    uncapped = num_kept < np.bincount(result.cluster[rest])
+    assert (num_kept[uncapped] >= np.floor(share[uncapped] * (1 - 1e-9))).all()  # what caps free goes to the others
+
+
+@pytest.mark.parametrize("clustering", ["kmeans", "none"])
+def test_gamma_flattens_the_hardness_of_what_is_kept(clustering):
+    entropy = {0.0: [], 1.0: []}
+    for seed in range(5):
+        hardness, embedding = easy_class(2000, seed)
+        for gamma, found in entropy.items():
+            config = SampleConfig(clustering=clustering, tail=0.1, gamma=gamma)
+            kept = hardness[sample(hardness, 200, config, embedding, seed=seed).keep]
+            found.append(stats.entropy(np.histogram(kept, bins=10, range=(0, np.quantile(hardness, 0.9)))[0]))
+    assert min(entropy[1.0]) > max(entropy[0.0])
+    assert np.mean(entropy[1.0]) > 0.98 * np.log(10)  # even, up to chance
+
+
+def test_gamma_zero_follows_the_data():
+    hardness, embedding = easy_class(2000)
+    result = sample(hardness, 400, SampleConfig(tail=0.0, gamma=0.0), embedding)
+    assert stats.ks_2samp(hardness, hardness[result.keep]).pvalue > 0.05
+
+
+def test_a_large_class_needs_no_square_of_its_size():
+    num_samples = 200_000
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(num_samples, 16)).astype(np.float16)
+    hardness = rng.beta(0.6, 2.0, num_samples).astype(np.float32)
+    for clustering in ("kmeans", "mean_shift"):
+        sample(hardness[:100], 10, SampleConfig(clustering=clustering), embedding[:100])  # import scikit-learn first
+        tracemalloc.start()
+        start = time.perf_counter()
+        result = sample(hardness, 60_000, SampleConfig(clustering=clustering), embedding)
+        seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert result.keep.sum() == 60_000
+        assert peak < 500 * num_samples  # bytes: a few columns and float32 copies, where n * n would take 160 GB
+        assert seconds < 20
