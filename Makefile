@@ -25,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
-	@echo "== demo: python -m razor_ray.demo"
-	@$(RUN) -m razor_ray.demo
+	@echo "== demo: python jobs/demo.py"
+	@$(RUN) jobs/demo.py
 
 test: lint types ## lint, types, doctests and tests
 	@echo "== doctests: examples in razor_ray"

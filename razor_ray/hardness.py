@@ -123,11 +123,11 @@ def entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def grand_last_layer(logits: Tensor, labels: Tensor, embedding: Tensor) -> Tensor:
-    r"""Gradient norm of each sample's loss in the last layer, :math:`\lVert p - y \rVert_2 \sqrt{\lVert e \rVert_2^2 + 1}`.
+    r"""Norm of the gradient of each sample's loss in the last layer (GraNd).
 
-    The layer is linear with a bias, logits = W e + b: its gradient is the outer product of p - y and (e, 1). Each
-    sample has its own gradient, so the score does not depend on the batch or on its size. It says nothing of a network
-    that was not trained.
+    It is :math:`\lVert p - y \rVert_2 \sqrt{\lVert e \rVert_2^2 + 1}`. The layer is linear with a bias,
+    logits = W e + b: its gradient is the outer product of p - y and (e, 1). Each sample has its own gradient, so the
+    score does not depend on the batch or on its size. It says nothing of a network that was not trained.
 
     Parameters
     ----------

@@ -327,10 +327,12 @@ def hugging_face_metadata(class_names: Sequence[str]) -> dict[bytes, bytes]:
         "label": {"names": list(class_names), "_type": "ClassLabel"},
         "weight": {"dtype": "float32", "_type": "Value"},
     }
-    return {
-        b"huggingface": json.dumps({"info": {"features": features}}).encode(),
-        b"class_names": json.dumps(list(class_names)).encode(),
-    }
+    return {b"huggingface": json.dumps({"info": {"features": features}}).encode()} | class_names_metadata(class_names)
+
+
+def class_names_metadata(class_names: Sequence[str]) -> dict[bytes, bytes]:
+    """Schema metadata that names the classes 0..C-1 of a label column."""
+    return {b"class_names": json.dumps(list(class_names)).encode()}
 
 
 def _source(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> Source:

@@ -18,7 +18,7 @@ from razor_ray.stages.catalog import Catalog
 _PIECE_BYTES = 128 * 2**20
 """Decoded bytes of a piece: as large as Ray lets a block grow, so that a piece is one block wherever it is decoded."""
 
-_MAX_PIECE_ROWS = 4096
+_MAX_PIECE_ROWS = 2048
 
 _IMAGES_PER_CALL = 8
 """Images that a decoding thread takes at once: few enough to share a batch evenly, enough to pay for the hand-over."""
@@ -46,7 +46,7 @@ def piece_rows(size: int, batch_size: int) -> int:
     """Rows of a piece for square images of this side: about 128 MiB decoded, in whole batches.
 
     >>> piece_rows(224, 128), piece_rows(32, 128)
-    (768, 4096)
+    (768, 2048)
     """
     rows = min(_PIECE_BYTES // (size * size * 3), _MAX_PIECE_ROWS)
     return max(rows // batch_size, 1) * batch_size

@@ -268,6 +268,7 @@ class _Worker:
             line = self._train_epoch(epoch)
             if self.task.num_eval:
                 line |= self._evaluate()
+            line["total_seconds"] = round(line["seconds"] + sum(earlier["seconds"] for earlier in self.lines), 3)
             self.lines.append(line)
             self._report(line)
 

@@ -7,6 +7,7 @@ cut into files, and the loss at a quantile is found exactly, by counting, withou
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,7 +131,7 @@ def _exact_quantile(held: list[Any], quantile: float) -> float:
     """
     upper = _sum_counts(held, None)
     num_samples = int(upper.sum())
-    wanted = weights.quantile_position(num_samples, quantile)
+    wanted = max(math.ceil(num_samples * quantile) - 1, 0)
     high = int(np.searchsorted(np.cumsum(upper), wanted, side="right"))
     lower = _sum_counts(held, high)
     before = int(upper[:high].sum())
@@ -143,7 +144,7 @@ def _smallest_positive(held: list[Any]) -> float:
     """Most losses are exactly 0: a threshold of 0 would make every weight 0 or undefined."""
     found = [value for _, value in runtime.run_tasks(_smallest_of, ((ref,) for ref in held), name="smallest loss")]
     positive = [value for value in found if value > 0]
-    return min(positive, default=1.0)
+    return min(positive, default=weights.loss_quantile([0.0], 0.5))
 
 
 def _smallest_of(classes: dict[int, _ClassLosses]) -> float:
