@@ -217,7 +217,8 @@ class TrainConfig:
     batch_size: int | Auto = "auto"
     """Samples per step, over all workers. 'auto': 128, less for very small datasets."""
     learning_rate: float | Auto = "auto"
-    """At the peak of the schedule. 'auto': 0.4 for SGD (0.05 for torchvision networks), 0.001 for Adam and AdamW."""
+    """At the peak of the schedule. 'auto': for SGD 0.2 (0.05 for torchvision networks) times batch size / 128, for
+    Adam and AdamW 0.001."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """SGD has Nesterov momentum 0.9."""
     weight_decay: float = 5e-4
@@ -225,7 +226,7 @@ class TrainConfig:
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     """Of the learning rate, over all steps."""
     augment: Literal["crop", "crop_flip", "none"] = "crop"
-    """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs, so ask for them."""
+    """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs: ask for them."""
     label_smoothing: float = 0.0
     """In [0, 1)."""
     use_weights: bool = False
@@ -311,7 +312,7 @@ def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:
 
 
 def imagenet(path: str, output: str, proxy_weights: str, keep_fraction: float = 0.3) -> PruneConfig:
-    """Recipe for ImageNet: scored by a torchvision ResNet-50 whose weights the user has, so that nothing is trained first."""
+    """Recipe for ImageNet: scored by a torchvision ResNet-50 whose weights the user has; nothing is trained first."""
     return PruneConfig(
         input=InputConfig(path=path),
         output=output,

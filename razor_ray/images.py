@@ -153,7 +153,7 @@ def stored_size(size: int, *, augment: bool) -> int:
 
 
 def _open(encoded: bytes) -> Image.Image:
-    """The image's header. Pillow reads it lazily, in about 30 microseconds, and knows far more formats than we would."""
+    """The image's header. Pillow reads no more at first, in about 30 microseconds, and knows all formats."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs at a limit of its own

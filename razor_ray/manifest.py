@@ -41,7 +41,11 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "seed": config.seed,
-        "input": {"path": config.input.path, "fingerprint": _fingerprint(store), "num_shards": facts["catalog"]["num_shards"]},
+        "input": {
+            "path": config.input.path,
+            "fingerprint": _fingerprint(store),
+            "num_shards": facts["catalog"]["num_shards"],
+        },
         "proxy": facts["proxy"],
         "scores": facts["scores"],
         "budget": {
@@ -74,7 +78,9 @@ def _check(counts: dict[str, int], budget: int) -> None:
     if counts["input"] != counts["kept"] + counts["dropped"] + counts["quarantined"]:
         raise RuntimeError(f"samples were lost: {counts}. Please report this with the run's folder.")
     if counts["kept"] != budget:
-        raise RuntimeError(f"{counts['kept']} samples kept of {budget} asked. Please report this with the run's folder.")
+        raise RuntimeError(
+            f"{counts['kept']} samples kept of {budget} asked. Please report this with the run's folder."
+        )
 
 
 def _fingerprint(store: RunStore) -> str:

@@ -163,7 +163,9 @@ def load_weights(network: nn.Module, content: bytes, name: str) -> None:
 
 def save_weights(network: nn.Module) -> bytes:
     """A network's state_dict as the content of a safetensors file."""
-    return safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+    return safetensors.torch.save(
+        {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    )
 
 
 def read_file(filesystem: pafs.FileSystem, path: str) -> bytes:
@@ -201,7 +203,9 @@ def _state_dict(content: bytes, name: str) -> Mapping[str, Tensor]:
         else:
             weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors of many kinds; a refusal of code is one of them
-        raise ValueError(f"cannot load weights {name} safely: {error}. Save a state_dict, best as .safetensors.") from error
+        raise ValueError(
+            f"cannot load weights {name} safely: {error}. Save a state_dict, best as .safetensors."
+        ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping):
             weights = weights[wrapper]

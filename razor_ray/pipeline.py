@@ -45,9 +45,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
         proxy = _read_proxy(catalog, store)
         stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
-        stages.once(
-            "weights", lambda: weighing.weigh(store, catalog.class_names, config.weigh, config.keep_fraction)
-        )
+        stages.once("weights", lambda: weighing.weigh(store, catalog.class_names, config.weigh, config.keep_fraction))
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
         stages.once("subset", lambda: write_subset(catalog, store))
         result = manifest.write(store, config, weighing.read(store).table)
@@ -78,7 +76,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             store.seal("train", {"metrics": result})
         result = store.commit_facts("train")["metrics"]
     if "accuracy" in result:
-        say(f"accuracy  {result['accuracy']:.2%}, macro F1 {result['macro_f1']:.2%}, worst class {result['worst_recall']:.2%}")
+        say(
+            f"accuracy  {result['accuracy']:.2%}, macro F1 {result['macro_f1']:.2%}, worst class {result['worst_recall']:.2%}"
+        )
     say(f"done      {store.path('train', 'model.safetensors')}")
     return result
 

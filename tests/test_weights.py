@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from razor_ray.apportion import apportion
 from razor_ray.weights import (
-    apportion,
     budget,
     class_quotas,
     class_weights,
@@ -27,7 +27,7 @@ from razor_ray.weights import (
 )
 
 seeded = settings(deadline=None, derandomize=True, max_examples=200)
-thorough = settings(deadline=None, derandomize=True, max_examples=2000)
+thorough = settings(deadline=None, derandomize=True, max_examples=1200)
 losses = st.lists(st.floats(0, 20), min_size=1, max_size=30).map(np.array)
 thresholds = st.floats(1e-3, 0.999)
 

@@ -141,7 +141,9 @@ def _assemble(
 ) -> Catalog:
     kinds = {fact.label_kind for fact in facts}
     if len(kinds) > 1:
-        odd = next(path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind != facts[0].label_kind)
+        odd = next(
+            path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind != facts[0].label_kind
+        )
         raise sources.InputError(
             f"column {config.label_column!r} holds integers in some shards and strings in others (see {odd})."
         )

@@ -106,7 +106,12 @@ def dataset(pieces: list[sources.Piece]) -> ray.data.Dataset:
 
 def pieces_of(batch: dict[str, Any]) -> list[sources.Piece]:
     """The pieces in a batch of `dataset`'s rows."""
-    columns = (batch["shard_id"].tolist(), batch["path"].tolist(), batch["first_row"].tolist(), batch["num_rows"].tolist())
+    columns = (
+        batch["shard_id"].tolist(),
+        batch["path"].tolist(),
+        batch["first_row"].tolist(),
+        batch["num_rows"].tolist(),
+    )
     return [sources.Piece(*row) for row in zip(*columns, strict=True)]
 
 

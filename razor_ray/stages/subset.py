@@ -71,7 +71,7 @@ def _write_shard(
     rows = schema.rows(kept["sample_id"].to_numpy())  # (K,)
     # Images are compressed already: zstd would cost time and save nothing.
     with pq.ParquetWriter(
-        path, full_schema, filesystem=filesystem, compression={name: "zstd" for name in ("key", "sample_id", "weight")}
+        path, full_schema, filesystem=filesystem, compression=dict.fromkeys(("key", "sample_id", "weight"), "zstd")
     ) as writer:
         start = 0
         for group in sources.read_rows(catalog.source, shard, rows, [catalog.input.image_column]):

@@ -189,9 +189,7 @@ def _dataset(
     def decode_pieces(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(1)
         for piece in ingest.pieces_of(batch):
-            for decoded in ingest.decoded_batches(
-                catalog, piece, size, _DECODE_BATCH, weight_column=weight_column
-            ):
+            for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
                 usable = np.array([reason is None for reason in decoded.reasons])
                 yield {
                     "sample_id": decoded.sample_id,
@@ -258,7 +256,11 @@ class _Worker:
         self.generator = torch.Generator().manual_seed(task.config.seed * 1_000_003 + self.rank)
         self.train_feed = _Feed("train", task, task.batch_size, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
-        self.eval_feed = None if self.rank >= task.num_eval_feeds else _Feed(f"eval_{self.rank}", task, _EVAL_BATCH, is_cached=task.is_eval_cached)
+        self.eval_feed = (
+            None
+            if self.rank >= task.num_eval_feeds
+            else _Feed(f"eval_{self.rank}", task, _EVAL_BATCH, is_cached=task.is_eval_cached)
+        )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1
 

@@ -67,9 +67,7 @@ class _ClassLosses:
     num_correct: int
 
 
-def weigh(
-    store: RunStore, class_names: tuple[str, ...], config: WeighConfig, keep_fraction: float
-) -> None:
+def weigh(store: RunStore, class_names: tuple[str, ...], config: WeighConfig, keep_fraction: float) -> None:
     """Weigh the committed scores, and commit the stage `weights`.
 
     Raises
