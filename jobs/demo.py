@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -18,39 +19,44 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from razor_ray import sources
-from razor_ray.config import EvalConfig, InputConfig, PruneConfig, TrainConfig
-from razor_ray.pipeline import prune, train
+from razor_ray.cli import run
+from razor_ray.run_store import RunStore
 from razor_ray.stages.runtime import session
 
-KEEP_FRACTION = 0.3
+KEEP_FRACTION = "0.3"
 EPOCHS = 20
 NUM_SHARDS = 4
 
 
-def main(folder: Path) -> None:
+def main(folder: Path) -> int:
     """Write the digits, prune them, train twice, print a table."""
     shutil.rmtree(folder, ignore_errors=True)
     write_digits(folder)
-    with session():
-        manifest = prune(
-            PruneConfig(
-                input=InputConfig(path=str(folder / "digits/train")),
-                output=str(folder / "run"),
-                keep_fraction=KEEP_FRACTION,
-            )
-        )
-        trained = {
-            "all images": _train(folder / "digits/train", folder),
-            "the subset": _train(folder / "run/subset", folder),
-        }
-    counts = manifest["counts"]
+    test = ["--eval", f"{folder}/digits/test", "--epochs", str(EPOCHS)]
+    commands = [
+        ["prune", "--input", f"{folder}/digits/train", "--output", f"{folder}/run", "--keep-fraction", KEEP_FRACTION],
+        ["train", "--input", f"{folder}/digits/train", "--output", f"{folder}/train-all", *test],
+        ["train", "--input", f"{folder}/run/subset", "--output", f"{folder}/train-subset", *test],
+    ]
+    with session():  # one for all three: each command would start its own
+        for verb, *arguments in commands:
+            print(f"\n$ razor-ray {verb} {shlex.join(arguments)}", flush=True)
+            if status := run(verb, arguments):
+                return status
+    _print_table(folder)
+    return 0
+
+
+def _print_table(folder: Path) -> None:
+    counts = RunStore(str(folder / "run")).read_json("manifest.json")["counts"]
     print(f"\n{'trained on':<12}{'images':>8}{'accuracy':>10}{'worst class':>13}{'seconds':>9}")
-    for (name, (metrics, seconds)), images in zip(trained.items(), (counts["scored"], counts["kept"]), strict=True):
-        print(f"{name:<12}{images:>8,}{metrics['accuracy']:>10.1%}{metrics['worst_recall']:>13.1%}{seconds:>9.1f}")
-    print(f"\nlook next   {folder}/run/subset         the kept images, as Parquet")
+    for name, title, images in (("all", "all images", counts["scored"]), ("subset", "the subset", counts["kept"])):
+        metrics = RunStore(str(folder / f"train-{name}")).commit_facts("train")["metrics"]
+        accuracy, worst, seconds = metrics["accuracy"], metrics["worst_recall"], metrics["total_seconds"]
+        print(f"{title:<12}{images:>8,}{accuracy:>10.1%}{worst:>13.1%}{seconds:>9.1f}")
+    print(f"\nlook next   {folder}/run/report.html    what was kept, and why")
+    print(f"            {folder}/run/subset         the kept images, as Parquet")
     print(f"            {folder}/run/manifest.json  what went in and what came out, class by class")
-    print(f"            {folder}/run/report.html    the same as a page")
-    print("            README.md                your own images: razor-ray prune --input ... --keep-fraction 0.3")
 
 
 def write_digits(folder: Path) -> None:
@@ -77,16 +83,5 @@ def _png(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _train(path: Path, folder: Path) -> tuple[dict, float]:
-    config = TrainConfig(
-        input=InputConfig(path=str(path)),
-        eval=EvalConfig(path=str(folder / "digits/test")),
-        output=str(folder / f"train-{path.name}"),
-        epochs=EPOCHS,
-    )
-    metrics = train(config)
-    return metrics, metrics["total_seconds"]
-
-
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-run"))
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-run")))

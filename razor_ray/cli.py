@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb here, or submit it."""
+    # A thread that waits for another sleeps: spinning, two threads on two busy cores trained four times slower. Read by
+    # OpenMP when torch is loaded, here and in Ray's workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     kind = {"prune": PruneConfig, "train": TrainConfig}[verb]
     try:
         config, cluster = parse(kind, arguments)

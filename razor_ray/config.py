@@ -226,7 +226,7 @@ class TrainConfig:
     schedule: Literal["one_cycle", "cosine", "constant"] = "one_cycle"
     """Of the learning rate, over all steps."""
     augment: Literal["crop", "crop_flip", "none"] = "crop"
-    """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs: ask for them."""
+    """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs: ask for it."""
     label_smoothing: float = 0.0
     """In [0, 1)."""
     use_weights: bool = False

@@ -7,52 +7,21 @@ training, on the device and for a whole batch at once.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
 
-MAX_PIXELS = 100_000_000
-"""A header that promises more is refused before a pixel is decoded (decompression bombs)."""
-
-SMALL_IMAGE = 64
-"""Images up to this side are seen whole and at their own size; larger ones as a central crop of 224."""
+from razor_ray.headers import SMALL_IMAGE, ImageError, open_image
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
 _TORCHVISION_FORMATS = {"JPEG", "PNG", "WEBP", "MPO"}
-
-
-class ImageError(ValueError):
-    """An image that cannot be used; the message is the reason that the quarantine gives."""
-
-
-def network_size(height: int, width: int) -> int:
-    """Side of the square that a network sees of images of this size: their own up to 64 pixels, else 224.
-
-    >>> network_size(28, 28), network_size(32, 40), network_size(533, 400)
-    (28, 32, 224)
-    """
-    side = min(height, width)
-    return max(side, 4) if max(height, width) <= SMALL_IMAGE else 224
-
-
-def image_dimensions(encoded: bytes) -> tuple[int, int]:
-    """Height and width in pixels, read from the header alone.
-
-    Raises
-    ------
-    ImageError
-        If it is no image, or its header promises more than `MAX_PIXELS`.
-    """
-    return _open(encoded).size[::-1]
 
 
 def decode(encoded: bytes | None, size: int) -> NDArray[np.uint8]:
@@ -152,26 +121,9 @@ def stored_size(size: int, *, augment: bool) -> int:
     return round(size * 256 / 224) if augment and size > SMALL_IMAGE else size
 
 
-def _open(encoded: bytes) -> Image.Image:
-    """The image's header. Pillow reads no more at first, in about 30 microseconds, and knows all formats."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs at a limit of its own
-            image = Image.open(io.BytesIO(encoded))
-    except Image.DecompressionBombError as error:
-        raise ImageError("too many pixels") from error
-    except UnidentifiedImageError as error:
-        raise ImageError("not an image") from error
-    except Exception as error:  # Pillow's plugins raise anything on hostile headers: struct.error, SyntaxError, ...
-        raise ImageError("broken image header") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise ImageError("too many pixels")
-    return image
-
-
 def _decode_pixels(encoded: bytes) -> Tensor:
     """RGB pixels, (3, H, W) uint8."""
-    image = _open(encoded)
+    image = open_image(encoded)
     if image.format in _TORCHVISION_FORMATS:
         try:
             source = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
@@ -191,7 +143,7 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
             array = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
         else:
             array = np.array(image.convert("RGB"))
-    except Exception as error:  # as in _open
+    except Exception as error:  # as in open_image
         raise ImageError("broken or truncated image") from error
     return torch.from_numpy(array).permute(2, 0, 1)
 

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from razor_ray.images import SMALL_IMAGE
+from razor_ray.headers import SMALL_IMAGE
 
 DEFAULT_SMALL, DEFAULT_LARGE = "resnet9", "resnet18"
 

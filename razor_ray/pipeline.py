@@ -76,9 +76,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             store.seal("train", {"metrics": result})
         result = store.commit_facts("train")["metrics"]
     if "accuracy" in result:
-        say(
-            f"accuracy  {result['accuracy']:.2%}, macro F1 {result['macro_f1']:.2%}, worst class {result['worst_recall']:.2%}"
-        )
+        accuracy, f1, worst = result["accuracy"], result["macro_f1"], result["worst_recall"]
+        say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%}")
     say(f"done      {store.path('train', 'model.safetensors')}")
     return result
 

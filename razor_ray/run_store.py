@@ -138,15 +138,7 @@ class RunStore:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a small file whole or not at all."""
-        path = self.path(name)
-        self.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        local = isinstance(self.filesystem, pafs.LocalFileSystem)
-        # A local write can stop half-way, so it goes to a file aside that is renamed; an object store's put is atomic.
-        target = f"{path.rpartition('/')[0]}/_{path.rpartition('/')[2]}.{os.getpid()}" if local else path
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(content)
-        if local:
-            self.filesystem.move(target, path)
+        write_file(self.filesystem, self.path(name), content)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the run, or None if there is none."""
@@ -165,6 +157,19 @@ class RunStore:
     def _list(self, path: str) -> list[str]:
         selector = pafs.FileSelector(path, allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+
+def write_file(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
+    """Write a small file whole or not at all, and the folder that it is in."""
+    folder, _, name = path.rpartition("/")
+    filesystem.create_dir(folder, recursive=True)
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    # A local write can stop half-way, so it goes to a file aside that is renamed; an object store's put is atomic.
+    target = f"{folder}/_{name}.{os.getpid()}" if local else path
+    with filesystem.open_output_stream(target) as stream:
+        stream.write(content)
+    if local:
+        filesystem.move(target, path)
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, **options: Any) -> None:

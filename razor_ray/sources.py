@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from razor_ray import images
+from razor_ray import headers
 from razor_ray.config import InputConfig
 from razor_ray.run_store import open_filesystem
 
@@ -424,7 +424,7 @@ def _probe_images(file: pq.ParquetFile, column: str) -> tuple[tuple[int, int], .
         batch = next(file.iter_batches(batch_size=_NUM_PROBED_IMAGES, columns=[column]))
         for content in image_bytes(pa.chunked_array([batch.column(0)])):
             try:
-                dimensions.append(images.image_dimensions(content or b""))
-            except images.ImageError:
+                dimensions.append(headers.dimensions(content or b""))
+            except headers.ImageError:
                 continue  # the scoring pass will quarantine it
     return tuple(dimensions)

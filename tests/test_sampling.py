@@ -212,7 +212,8 @@ def test_tail_fraction_refuses(keep, wrong, match):
 
 def test_wrong_labels_by_hand():
     # p of the label 0.9, 0.8, 0.7, 0.1, 0.4 of the best other class 0.05, 0.1, 0.2, 0.85, 0.5.
-    # Those that are agreed with have 0.8 on average. Only the fourth is contradicted with at least that; the fifth is wrong too, but not with confidence.
+    # Those that are agreed with have 0.8 on average. Only the fourth is contradicted with at least that; the fifth is
+    # wrong too, but not with confidence.
     p_label, p_other = np.array([0.9, 0.8, 0.7, 0.1, 0.4]), np.array([0.05, 0.1, 0.2, 0.85, 0.5])
     assert estimate_wrong_labels(-np.log(p_label), p_other - p_label) == 1 / 5
 

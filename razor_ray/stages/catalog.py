@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from razor_ray import images, schema, sources
+from razor_ray import headers, schema, sources
 from razor_ray.config import Auto, InputConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
@@ -41,7 +41,7 @@ class Catalog:
     def columns(self) -> list[str]:
         """Columns of the input that a sample is made of."""
         columns = [self.input.image_column, self.input.label_column]
-        return columns + [self.input.id_column] if self.input.id_column else columns
+        return [*columns, self.input.id_column] if self.input.id_column else columns
 
 
 def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
@@ -156,7 +156,7 @@ def _assemble(
     in_metadata = next((fact.class_names for fact in facts if fact.class_names), None)
     given = like.class_names if like else config.class_names
     names = sources.resolve_class_names(given, in_metadata, kind, counts)
-    sizes = [images.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
+    sizes = [headers.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
     return Catalog(source, config, _table(source, facts), names, kind, int(statistics.median_high(sizes or [224])))
 
 

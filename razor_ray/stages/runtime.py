@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 _QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
+
+
+_private = False
 
 
 @contextmanager
@@ -19,6 +23,7 @@ def session() -> Iterator[None]:
 
     A session that is already open is used and left open.
     """
+    global _private
     if ray.is_initialized():
         _quieten()
         yield
@@ -27,6 +32,8 @@ def session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # do not hide GPUs from tasks that ask for none
     local = "RAY_ADDRESS" not in os.environ
     if local:
+        # Ray Data's actors restart, which the core takes for an error worth a line on the terminal.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         # Nothing outside this process connects to a private cluster.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # One footer reader: on a small machine more of them would hold every CPU.
@@ -38,10 +45,17 @@ def session() -> Iterator[None]:
         log_to_driver=False,
     )
     _quieten()
+    _private = local
     try:
         yield
     finally:
+        _private = False
         ray.shutdown()
+
+
+def is_private() -> bool:
+    """Whether the session is a local one that `session` started: this process and the cluster are one machine."""
+    return _private
 
 
 def num_cpus() -> int:
@@ -97,7 +111,7 @@ def run_tasks(
 def _get(ref: Any) -> Any:
     try:
         return ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, ValueError):
             # What a user can mend: its own message, without the task's stack.
             raise type(error.cause)(*error.cause.args) from None
@@ -107,6 +121,8 @@ def _get(ref: Any) -> Any:
 def _quieten() -> None:
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
+    from ray.data import DataContext  # takes seconds to import, which most tasks need not spend
+
+    context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -21,7 +21,7 @@ from razor_ray.stages.weigh import Weights
 _COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
 _PARTITION_BYTES = 256 * 2**20
 _MIN_PARTITIONS = 16
-"""Partitions are a function of the scores, not of the cluster: as many as keep one in memory, and enough for a few CPUs."""
+"""Partitions are a function of the scores, not of the cluster: small enough for memory, enough for a few CPUs."""
 
 
 def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +93,7 @@ def check_quarantine(reasons: Counter[str], num_samples: int, max_fraction: floa
         counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         raise QuarantineError(
             f"{reasons.total()} of {num_samples} samples cannot be used so far ({counted}), more than "
-            f"max_quarantine_fraction {max_fraction:g} allows. Repair the input, or pass a larger --max-quarantine-fraction."
+            f"max_quarantine_fraction {max_fraction:g} allows. Repair the input, or raise --max-quarantine-fraction."
         )
 
 
@@ -230,9 +229,3 @@ def _quarantine_table(piece: sources.Piece, bad: list[tuple[int, str]]) -> pa.Ta
     arrays = [sample_id, [piece.path] * len(bad), schema.rows(sample_id), [reason for _, reason in bad]]
     table = pa.table([pa.array(a, f.type) for a, f in zip(arrays, schema.QUARANTINE, strict=True)], schema.QUARANTINE)
     return schema.check(table, schema.QUARANTINE, "quarantine")
-
-
-def read_scores(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
-    """The committed scores, a file at a time."""
-    for path in store.files("scores"):
-        yield pa.parquet.read_table(path, columns=columns, filesystem=store.filesystem)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +24,13 @@ from torch import Tensor, nn
 from razor_ray import images, model, sources, training
 from razor_ray.config import TrainConfig
 from razor_ray.progress import Progress, stage
-from razor_ray.run_store import RunStore, open_filesystem
+from razor_ray.run_store import RunStore, open_filesystem, write_file
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 
 _EVAL_BATCH = _DECODE_BATCH = 256
+_STATE = "state.pt"
+_MAX_FAILURES = 3
 _SHUFFLE_WINDOW = 16
 """Batches among which streamed samples are shuffled."""
 
@@ -77,8 +77,8 @@ def train(
         What to evaluate on after every epoch.
     store : RunStore
     folder : str
-        In the store: gets metrics.jsonl, model.safetensors, model.json and Ray Train's checkpoints. Run again after an
-        interruption, the training goes on from its last checkpoint.
+        In the store: gets metrics.jsonl, model.safetensors, model.json and the checkpoint state.pt after every epoch.
+        Run again after an interruption, the training goes on from there.
     title : str
         For the progress.
 
@@ -103,12 +103,15 @@ def train(
         dataset_config=ray.train.DataConfig(
             datasets_to_split=["train"], execution_options=ExecutionOptions(preserve_order=True)
         ),
-        scaling_config=ray.train.ScalingConfig(num_workers=task.num_workers, use_gpu=task.use_gpu),
+        # No workers means in this process: a lone worker on this machine needs no other, which takes 20 s to start.
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=0 if task.num_workers == 1 and runtime.is_private() else task.num_workers, use_gpu=task.use_gpu
+        ),
         run_config=ray.train.RunConfig(
-            name="checkpoints",
+            name="ray_train",
             storage_path=store.path(folder),
             storage_filesystem=store.filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
     with _followed(title, task, store, folder):
@@ -340,13 +343,9 @@ class _Worker:
         return on_device.cpu()
 
     def _report(self, line: dict[str, Any]) -> None:
-        checkpoint = None
-        with tempfile.TemporaryDirectory() as folder:
-            if self.rank == 0:
-                self._write_results()
-                torch.save(self._state(), Path(folder) / "state.pt")
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(line, checkpoint=checkpoint)
+        if self.rank == 0:
+            self._write_results()
+        ray.train.report(line)
 
     def _write_results(self) -> None:
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
@@ -355,13 +354,16 @@ class _Worker:
             "class_names": list(self.task.class_names),
             "image_size": self.task.image_size,
         }
+        state = io.BytesIO()
+        torch.save(self._state(), state)
+        # The state last, so that what it says has been done is there.
         for name, content in (
-            ("metrics.jsonl", lines.encode()),
             ("model.safetensors", model.save_weights(self.plain)),
             ("model.json", json.dumps(description, indent=2).encode()),
+            ("metrics.jsonl", lines.encode()),
+            (_STATE, state.getvalue()),
         ):
-            with self.task.filesystem.open_output_stream(f"{self.task.folder}/{name}") as stream:
-                stream.write(content)
+            write_file(self.task.filesystem, f"{self.task.folder}/{name}", content)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -372,11 +374,10 @@ class _Worker:
         }
 
     def _restore(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        path = f"{self.task.folder}/{_STATE}"
+        if self.task.filesystem.get_file_info(path).type == pafs.FileType.NotFound:
             return
-        with checkpoint.as_directory() as folder:
-            content = (Path(folder) / "state.pt").read_bytes()
+        content = model.read_file(self.task.filesystem, path)
         state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         self.plain.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -388,8 +389,9 @@ class _Worker:
 class _Feed:
     """A worker's share of a dataset, epoch after epoch.
 
-    Data that fits is decoded once, through Ray Data, and kept as uint8; every epoch then is a fresh permutation of all of
-    it, and the same with the same seed. Larger data is streamed and decoded anew in every epoch, and shuffled in a window.
+    Data that fits is decoded once, through Ray Data, and kept as uint8; every epoch is then a fresh permutation of all
+    of it, and the same with the same seed. Larger data is streamed and decoded anew in every epoch, and shuffled in a
+    window.
     """
 
     def __init__(self, name: str, task: Task, batch_size: int, *, is_cached: bool) -> None:

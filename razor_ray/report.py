@@ -1,0 +1,690 @@
+"""report.html: what a run chose and why, as one page that opens anywhere.
+
+The page is self-contained: its style, charts (SVG) and pictures (data: URIs) are inside, and it loads nothing. It is
+a function of the run's folder alone, without a date, so the same run gives the same bytes. The selection is streamed
+and only counted; the images that are read are the few that are shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from razor_ray import images, schema, sources
+from razor_ray.run_store import CONFIG, MANIFEST, RunStore
+
+REPORT = "report.html"
+
+_BATCH_ROWS = 65_536
+_MOST_BINS = 50
+_GALLERY_SIDE = 12  # pictures of the hardest kept, and as many of the easiest
+_THUMBNAIL_PIXELS = 112
+_MAX_IMAGE_BYTES = 9 * 2**10  # 24 of them in base64 are 288 KiB
+_NUM_LISTED = 20  # samples or classes in a list that could be longer
+_MAX_CLASSES_SHOWN = 60
+_MAX_REASON_LENGTH = 300
+
+_REASONS = {
+    "hard": ("kept", "harder than the median of its class, once the tail was set aside"),
+    "cluster": ("kept", "from the easier half of its class, so that every cluster stays covered"),
+    "class_floor": ("kept", "the class is so small a part of the budget that the class floor set its quota"),
+    "over_quota": ("dropped", "its cluster had its share already: the draw preferred others"),
+    "noise": ("dropped", "in the hardest tail of its class: wrong label, ambiguous, or out of reach of this budget"),
+}
+
+_SCORES = {"el2n": "EL2N", "loss": "loss in nats", "margin": "margin", "entropy": "entropy in nats"}
+
+
+def write(store: RunStore, manifest: dict[str, Any]) -> None:
+    """Write the report of a finished run into its folder.
+
+    Parameters
+    ----------
+    store : RunStore
+        With the stages weights, quarantine, selection and subset committed.
+    manifest : dict
+        As `manifest.write` returns it.
+    """
+    config = store.read_json(CONFIG)
+    assert config is not None, "a finished run has a configuration"
+    weight = store.read("weights", ["label", "class_weight"])
+    class_weight = dict(zip(weight["label"].to_pylist(), weight["class_weight"].to_pylist(), strict=True))
+    name_of = {row["label"]: row["name"] for row in manifest["classes"]}
+    survey = _survey(store)
+    shown = [*survey.hardest_kept, *survey.easiest_kept]
+    pictures = _read_images(store, [sample["sample_id"] for sample in shown])
+    sections = [
+        _header(manifest),
+        _counts(manifest),
+        _hardness(survey.histogram, config),
+        _gallery(survey, name_of, pictures),
+        _reasons(manifest, survey.hardest_noise, name_of),
+        _classes(manifest["classes"], class_weight),
+        _quarantine(manifest, _first_quarantined(store)),
+        _configuration(manifest, config),
+        _seconds(manifest["seconds"]),
+        _next_steps(store.uri),
+        _footer(manifest),
+    ]
+    store.write_bytes(REPORT, _page(_summary(manifest), sections).encode(errors="replace"))
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many samples, and how many kept ones, have which hardness."""
+
+    edges: NDArray[np.float64]
+    """(bins + 1,)"""
+    counts: NDArray[np.int64]
+    """(2, bins): all samples, and the kept ones."""
+
+
+def hardness_histogram(
+    hardness: NDArray[np.floating], keep: NDArray[np.bool_], edges: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Counts of all samples and of the kept ones between edges; histograms of parts add up to that of the whole.
+
+    Parameters
+    ----------
+    hardness : ndarray of shape (n,)
+    keep : ndarray of shape (n,)
+    edges : ndarray of shape (bins + 1,)
+        Ascending. An edge belongs to the bin above it; what lies outside is counted in the outermost bins, so that
+        no sample is lost.
+
+    Returns
+    -------
+    ndarray of shape (2, bins)
+
+    Examples
+    --------
+    >>> hardness_histogram(np.array([0.1, 0.2, 1.0]), np.array([True, False, True]), np.array([0.0, 0.5, 1.0]))
+    array([[2, 1],
+           [1, 1]])
+    """
+    bins = np.searchsorted(edges[1:-1], hardness, side="right")  # (n,)
+    num_bins = len(edges) - 1
+    return np.stack([np.bincount(bins, minlength=num_bins), np.bincount(bins[keep], minlength=num_bins)])  # (2, bins)
+
+
+def histogram_edges(low: float, high: float) -> NDArray[np.float64]:
+    """Edges at round numbers that cover [low, high], at most about fifty bins.
+
+    >>> histogram_edges(0.0, 0.05).round(3)[:4].tolist()
+    [0.0, 0.001, 0.002, 0.003]
+    """
+    step = round_step(high - low if high > low else 1.0, _MOST_BINS)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    return np.arange(first, last + 1) * step
+
+
+def round_step(span: float, most: int) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten that divides `span` into at most `most` steps.
+
+    >>> round_step(1.41, 5), round_step(1000, 5), round_step(0.05, 50)
+    (0.5, 200.0, 0.001)
+    """
+    power = 10.0 ** math.floor(math.log10(span / most))
+    # 1 + 1e-9: 0.05 / 50 divided by 0.001 is 1.0000000000000002, and means 1.
+    return next(factor * power for factor in (1, 2, 5, 10) if span / most <= factor * power * (1 + 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """What the report tells of the selection; the lists hold the columns of `_SAMPLE`."""
+
+    histogram: Histogram
+    hardest_kept: list[dict[str, Any]]
+    easiest_kept: list[dict[str, Any]]
+    hardest_noise: list[dict[str, Any]]
+
+
+_SAMPLE = pa.schema([schema.SELECTION.field(name) for name in ("sample_id", "key", "label", "hardness")])
+
+
+def _survey(store: RunStore) -> _Survey:
+    ranges = [pc.min_max(batch["hardness"]).as_py() for batch in _selection(store, ["hardness"])]
+    edges = histogram_edges(min(found["min"] for found in ranges), max(found["max"] for found in ranges))
+    counts = np.zeros((2, len(edges) - 1), np.int64)
+    hardest_kept = easiest_kept = hardest_noise = _SAMPLE.empty_table()
+    for batch in _selection(store, [*_SAMPLE.names, "keep", "reason"]):
+        keep = batch["keep"]
+        counts += hardness_histogram(batch["hardness"].to_numpy(), keep.to_numpy(zero_copy_only=False), edges)
+        samples = batch.select(_SAMPLE.names)
+        kept, noise = samples.filter(keep), samples.filter(pc.equal(batch["reason"].cast(pa.string()), "noise"))
+        hardest_kept = _extreme([hardest_kept, kept], _GALLERY_SIDE, "descending")
+        # Twice as many, since a small subset's easiest are also among its hardest, and are shown once.
+        easiest_kept = _extreme([easiest_kept, kept], 2 * _GALLERY_SIDE, "ascending")
+        hardest_noise = _extreme([hardest_noise, noise], _NUM_LISTED, "descending")
+    hardest = hardest_kept.to_pylist()
+    easiest = [sample for sample in easiest_kept.to_pylist() if sample not in hardest][:_GALLERY_SIDE]
+    return _Survey(Histogram(edges, counts), hardest, easiest, hardest_noise.to_pylist())
+
+
+def _selection(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
+    """The selection in batches, so that memory does not grow with a file."""
+    for path in store.files("selection"):
+        with pq.ParquetFile(path, filesystem=store.filesystem) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                yield pa.Table.from_batches([batch]).combine_chunks()
+
+
+def _extreme(tables: list[pa.Table], count: int, order: str) -> pa.Table:
+    """The hardest or easiest rows; equal ones by sample_id, so that the order of files and batches does not tell."""
+    table = pa.concat_tables(tables)
+    keys = [("hardness", order), ("sample_id", "ascending")]
+    return table.take(pc.select_k_unstable(table, count, sort_keys=keys))
+
+
+def _first_quarantined(store: RunStore) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in store.files("quarantine"):
+        with pq.ParquetFile(path, filesystem=store.filesystem) as file:
+            for batch in file.iter_batches(_NUM_LISTED):
+                found += batch.to_pylist()
+                if len(found) >= _NUM_LISTED:
+                    return found[:_NUM_LISTED]
+    return found
+
+
+def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes]:
+    """The encoded images of some kept samples; of each file only the row groups that hold one are read."""
+    found: dict[int, bytes] = {}
+    for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
+        wanted = [identity for identity in sample_id if identity >> schema.ROW_BITS == shard]
+        # The subset has a file per shard, with samples in order of their identity.
+        with pq.ParquetFile(store.path("subset", f"part-{shard:05d}.parquet"), filesystem=store.filesystem) as file:
+            column = file.schema_arrow.names.index("sample_id")
+            for group in range(file.num_row_groups):
+                limits = file.metadata.row_group(group).column(column).statistics
+                if any(limits.min <= identity <= limits.max for identity in wanted):
+                    table = file.read_row_group(group, columns=["sample_id", "image"])
+                    table = table.filter(pc.is_in(table["sample_id"], pa.array(wanted, pa.int64())))
+                    content = sources.image_bytes(table["image"])
+                    found |= {i: b for i, b in zip(table["sample_id"].to_pylist(), content, strict=True) if b}
+    return found
+
+
+def image_format(encoded: bytes) -> str | None:
+    """Name of the format, if it is one that every browser shows, by its first bytes: png, jpeg or webp.
+
+    >>> image_format(b"GIF89a") is None
+    True
+    """
+    if encoded.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if encoded.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    return "webp" if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP" else None
+
+
+def data_uri(encoded: bytes) -> str | None:
+    """A picture for the page: as it is if it is small and a browser shows it, else a thumbnail of its centre.
+
+    None if it cannot be decoded, or is noise that no thumbnail makes small.
+    """
+    kind = image_format(encoded)
+    if kind is None or len(encoded) > _MAX_IMAGE_BYTES:
+        try:
+            pixels = images.decode(encoded, _THUMBNAIL_PIXELS)
+        except images.ImageError:
+            return None
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "JPEG", quality=75)
+        kind, encoded = "jpeg", stream.getvalue()
+    if len(encoded) > _MAX_IMAGE_BYTES:
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode()}"
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    counts, budget = manifest["counts"], manifest["budget"]
+    met = "met exactly" if budget["met"] == budget["asked"] else f"missed, with {budget['met']:,} kept"
+    return (
+        f"{counts['input']:,} samples in, {counts['kept']:,} kept, {counts['quarantined']:,} quarantined; "
+        f"the budget of {budget['asked']:,} was {met}."
+    )
+
+
+def _header(manifest: dict[str, Any]) -> Html:
+    return tag(
+        "header",
+        tag("p", "razor_ray report", class_="quiet"),
+        tag("h1", f"What was kept of {manifest['input']['path'].rstrip('/').rpartition('/')[2]}"),
+        tag("p", _summary(manifest), class_="lead"),
+    )
+
+
+def _counts(manifest: dict[str, Any]) -> Html:
+    counts, budget = manifest["counts"], manifest["budget"]
+    parts = [(name, counts[name]) for name in ("kept", "dropped", "quarantined")]
+    rows = [[tag("span", _swatch(name), name), f"{count:,}", _percent(count, counts["input"])] for name, count in parts]
+    total = [tag("b", "input"), tag("b", f"{counts['input']:,}"), _percent(counts["input"], counts["input"])]
+    return _section(
+        "Samples",
+        _stacked_bar(parts),
+        _table(["", "samples", "of the input"], [*rows, total]),
+        tag(
+            "p",
+            f"Scored: {counts['scored']:,} = kept + dropped. The budget is {100 * budget['keep_fraction']:g} % of the "
+            f"scored samples, {budget['asked']:,}; {budget['met']:,} were kept.",
+            class_="quiet",
+        ),
+    )
+
+
+def _hardness(histogram: Histogram, config: dict[str, Any]) -> Html:
+    score = _SCORES[config["score"]["hardness"]]
+    return _section(
+        "Hardness",
+        tag("p", f"By {score}, as the proxy sees the samples; higher is harder. ", _legend("all samples", "kept")),
+        _histogram_chart(histogram, score, config["keep_fraction"]),
+    )
+
+
+def _gallery(survey: _Survey, name_of: dict[int, str], pictures: dict[int, bytes]) -> Html:
+    def row(title: str, samples: list[dict[str, Any]]) -> Html:
+        figures = [_figure(sample, name_of[sample["label"]], pictures.get(sample["sample_id"])) for sample in samples]
+        return tag("div", tag("h3", title), tag("div", *figures, class_="gallery")) if samples else Html("")
+
+    return _section(
+        "A look at what was kept",
+        row("The hardest that were kept", survey.hardest_kept),
+        row("The easiest that were kept", survey.easiest_kept),
+        tag("p", "Large images are shown as thumbnails of their centre.", class_="quiet"),
+    )
+
+
+def _figure(sample: dict[str, Any], class_name: str, encoded: bytes | None) -> Html:
+    uri = data_uri(encoded) if encoded else None
+    picture = tag("img", src=uri, alt=class_name) if uri else tag("div", "no preview", class_="blank")
+    caption = tag("figcaption", tag("span", class_name), tag("small", f"{sample['hardness']:.3f}"))
+    return tag("figure", picture, caption, title=f"{sample['key']}: {class_name}, hardness {sample['hardness']:.4f}")
+
+
+def _reasons(manifest: dict[str, Any], noise: list[dict[str, Any]], name_of: dict[int, str]) -> Html:
+    counts, num_scored = manifest["reasons"], manifest["counts"]["scored"]
+    rows = [
+        [tag("span", _swatch(fate), tag("code", reason)), fate, f"{counts.get(reason, 0):,}", why]
+        for reason, (fate, why) in _REASONS.items()
+    ]
+    content = [_stacked_bar([(_REASONS[name][0], counts.get(name, 0), name) for name in _REASONS])] if num_scored else []
+    content.append(_table(["reason", "", "samples", "why"], rows, text_columns=(0, 1, 3)))
+    if noise:
+        samples = [[row["key"], name_of[row["label"]], f"{row['hardness']:.3f}"] for row in noise]
+        summary = f"The {len(noise)} hardest that were set aside as noise: the first place to look for wrong labels"
+        table = _table(["sample", "class", "hardness"], samples, text_columns=(0, 1))
+        content.append(tag("details", tag("summary", summary), table))
+    return _section("Why", *content)
+
+
+def _classes(classes: Sequence[dict[str, Any]], class_weight: dict[int, float]) -> Html:
+    def table(rows: Sequence[dict[str, Any]]) -> Html:
+        return _table(
+            ["class", "samples", "quota", "kept", "fraction kept", "", "class weight"],
+            [_class_row(row, class_weight[row["label"]]) for row in rows],
+        )
+
+    if len(classes) <= _MAX_CLASSES_SHOWN:
+        return _section("Classes", table(classes))
+    by_fraction = sorted(classes, key=lambda row: (-row["kept"] / row["num_samples"], row["label"]))
+    hidden = len(classes) - 2 * _NUM_LISTED
+    return _section(
+        "Classes",
+        tag("p", f"{len(classes):,} classes; the {hidden:,} between these are in ", tag("code", MANIFEST), "."),
+        tag("h3", f"The {_NUM_LISTED} most kept"),
+        table(by_fraction[:_NUM_LISTED]),
+        tag("h3", f"The {_NUM_LISTED} least kept"),
+        table(by_fraction[-_NUM_LISTED:]),
+    )
+
+
+def _class_row(row: dict[str, Any], class_weight: float) -> list[object]:
+    fraction = row["kept"] / row["num_samples"]
+    percent = _percent(row["kept"], row["num_samples"])
+    counts = [f"{row[name]:,}" for name in ("num_samples", "quota", "kept")]
+    return [row["name"], *counts, percent, _bar(fraction), f"{class_weight:.2f}"]
+
+
+def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html:
+    counts = sorted(manifest["quarantine"].items(), key=lambda found: (-found[1], found[0]))
+    if not counts:
+        return _section("Quarantine", tag("p", "Every sample could be read and scored."))
+    rows = [[reason[:_MAX_REASON_LENGTH], f"{count:,}"] for reason, count in counts[:_NUM_LISTED]]
+    if rest := sum(count for _, count in counts[_NUM_LISTED:]):
+        rows.append(["other reasons", f"{rest:,}"])
+    listed = [[row["path"], f"{row['row']:,}", row["reason"][:_MAX_REASON_LENGTH]] for row in samples]
+    return _section(
+        "Quarantine",
+        tag("p", "What could not be used, and why; all of it is in ", tag("code", "quarantine/"), "."),
+        _table(["reason", "samples"], rows),
+        tag("h3", f"The first {len(samples)}"),
+        _table(["file", "row", "reason"], listed, text_columns=(0, 2)),
+    )
+
+
+def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
+    ispl, weigh, sample = manifest["ispl"], config["weigh"], config["sample"]
+    thresholds = f"λ = {ispl['threshold']:.4g} nats, the {weigh['quantile']:g} quantile of the losses"
+    if ispl["scheme"] == "mixture":
+        thresholds += f"; second λ = {ispl['second_threshold']:.4g}"
+    if ispl["scheme"] == "diversity":
+        thresholds += f"; δ = {ispl['diversity_step']:.4g}"
+    clusters = f", {sample['num_clusters']} a class" if sample["clustering"] == "kmeans" else ""
+    beta = f"β = {ispl['beta']:.6g}{' (auto)' if weigh['beta'] == 'auto' else ''}"
+    rows = [
+        ["input", f"{config['input']['path']} ({manifest['input']['num_shards']:,} shards)"],
+        ["keep fraction", f"{config['keep_fraction']:g}"],
+        ["seed", config["seed"]],
+        ["proxy", _proxy(manifest["proxy"], config["proxy"])],
+        ["hardness", _SCORES[config["score"]["hardness"]]],
+        ["ISPL weights", f"scheme {ispl['scheme']}, {thresholds}"],
+        ["class weights", f"inverse effective number of samples, {beta}"],
+        ["quotas", f"{weigh['quota']}, at least {weigh['class_floor']} of a class"],
+        ["clusters", f"{sample['clustering']}{clusters}"],
+        ["edges", f"tail {sample['tail']}, γ {sample['gamma']}"],
+    ]
+    return _section("Configuration", _table([], rows, text_columns=(0, 1)))
+
+
+def _proxy(proxy: dict[str, Any], config: dict[str, Any]) -> str:
+    network = f"{proxy['arch']} at {proxy['image_size']} pixels"
+    digest = proxy["weights_sha256"][:12]
+    if proxy["trained"]:
+        return f"{network}, trained on the input for {config['epochs']} epochs (weights {digest}…)"
+    return f"{network}, given as {config['weights']} (weights {digest}…)"
+
+
+def _seconds(seconds: dict[str, float | None]) -> Html:
+    known = {stage: value for stage, value in seconds.items() if value is not None}
+    total = sum(known.values())
+    rows = [[stage, f"{value:,.1f}", _bar(value / total if total else 0.0)] for stage, value in known.items()]
+    return _section(
+        "Seconds", _table(["stage", "seconds", ""], [*rows, [tag("b", "total"), tag("b", f"{total:,.1f}"), ""]])
+    )
+
+
+def _next_steps(uri: str) -> Html:
+    run = uri.rstrip("/")
+    places = [
+        ("subset/*.parquet", "the kept images with their labels; opens in Hugging Face datasets and Ray Data"),
+        ("selection/*.parquet", "every scored sample: hardness, cluster, rank, kept or not, and the reason"),
+        ("weights/*.parquet", "every class: effective number, class weight, quota"),
+        ("quarantine/*.parquet", "what could not be used, and why"),
+        (MANIFEST, "versions, fingerprints, counts; "),
+        (CONFIG, "the settings, to repeat the run"),
+    ]
+    rows = [[tag("code", f"{run}/{name}"), what.rstrip("; ")] for name, what in places]
+    train = shlex.join(["razor-ray", "train", "--input", f"{run}/subset", "--output", f"{run}-train"])
+    load = f'datasets.load_dataset("parquet", data_files="{run}/subset/*.parquet")'
+    return _section("Where to look next", _table([], rows, text_columns=(0, 1)), tag("pre", f"{train}\n{load}"))
+
+
+def _footer(manifest: dict[str, Any]) -> Html:
+    doi = tag("a", "doi:10.1109/TCSS.2024.3453600", href="https://doi.org/10.1109/TCSS.2024.3453600")
+    return tag(
+        "footer",
+        tag("p", "γ-Razor is by Liu et al., IEEE TCSS 12(3):957–971, 2025, ", doi, "."),
+        tag(
+            "p",
+            "The reading of the method here (the density exponent γ, the tail rule, quotas by ISPL mass) is "
+            f"razor_ray's own. Written by razor_ray {manifest['razor_ray']}.",
+        ),
+    )
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+_WIDTH, _LEFT, _RIGHT = 760, 56, 12
+_TOP, _HEIGHT, _GAP, _STRIP = 10, 210, 26, 64
+
+
+def _histogram_chart(histogram: Histogram, score: str, keep_fraction: float) -> Html:
+    """Bars of all samples with those of the kept in front, and below them the fraction kept."""
+    edges, (num_all, num_kept) = histogram.edges, histogram.counts
+    x = _LEFT + (edges - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - _LEFT - _RIGHT)  # (bins + 1,)
+    most = max(int(num_all.max()), 1)
+    base, strip_base = _TOP + _HEIGHT, _TOP + _HEIGHT + _GAP + _STRIP
+    bars = []
+    for index in range(len(num_all)):
+        total, kept = int(num_all[index]), int(num_kept[index])
+        if total == 0:
+            continue
+        place = {"x": x[index] + 0.5, "width": x[index + 1] - x[index] - 1}
+        heights = [(total / most * _HEIGHT, base, "all"), (kept / most * _HEIGHT, base, "kept")]
+        heights.append((kept / total * _STRIP, strip_base, "kept"))
+        tip = f"{score} {edges[index] + 0.0:.6g} to {edges[index + 1] + 0.0:.6g}: {total:,} samples, {kept:,} kept"
+        rects = [tag("rect", y=foot - high, height=high, class_=kind, **place) for high, foot, kind in heights]
+        bars.append(tag("g", tag("title", f"{tip} ({_percent(kept, total)})"), *rects))
+    axes = [
+        *_y_axis(_ticks(0, most, 4), base, _HEIGHT / most, "{:,.0f}".format),
+        *_y_axis([0, 1], strip_base, _STRIP, lambda value: f"{100 * value:.0f} %"),
+        _line(strip_base - keep_fraction * _STRIP, "budget"),
+        *_x_axis(edges, x, strip_base + 18),
+        _label(_LEFT, strip_base + 36, "easier", "start"),
+        _label((_LEFT + _WIDTH - _RIGHT) / 2, strip_base + 36, f"{score} · below: fraction kept, and the budget's (dashed)"),
+        _label(_WIDTH - _RIGHT, strip_base + 36, "harder", "end"),
+    ]
+    name = f"Histogram of {score}: {int(num_all.sum()):,} samples, {int(num_kept.sum()):,} kept"
+    return tag(
+        "svg", *axes, *bars, viewBox=f"0 0 {_WIDTH} {strip_base + 44}", role="img", aria_label=name, class_="chart"
+    )
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    step = round_step(high - low, most)
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def _x_axis(edges: NDArray[np.float64], x: NDArray[np.float64], y: float) -> list[Html]:
+    return [
+        _label(float(np.interp(value, edges, x)), y, f"{value:.6g}")
+        for value in _ticks(float(edges[0]), float(edges[-1]), 10)
+    ]
+
+
+def _y_axis(values: Sequence[float], base: float, scale: float, text: Any) -> list[Html]:
+    parts = []
+    for value in values:
+        y = base - value * scale
+        parts += [_line(y, "grid"), _label(_LEFT - 8, y + 4, text(value), "end")]
+    return parts
+
+
+def _line(y: float, kind: str) -> Html:
+    return tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_=kind)
+
+
+def _label(x: float, y: float, text: str, anchor: str = "middle") -> Html:
+    return tag("text", text, x=x, y=y, text_anchor=anchor)
+
+
+def _stacked_bar(parts: Sequence[tuple[Any, ...]]) -> Html:
+    """One bar cut into (class of the colour, count) or (class, count, name)."""
+    total = sum(part[1] for part in parts)
+    x, pieces = 0.0, []
+    for part in parts:
+        width = part[1] / total * _WIDTH
+        if part[1]:
+            tip = tag("title", f"{part[-1] if len(part) > 2 else part[0]}: {part[1]:,}")
+            pieces.append(tag("rect", tip, x=x, y=0, width=max(width - 1, 1), height=18, class_=part[0]))
+        x += width
+    return tag("svg", *pieces, viewBox=f"0 0 {_WIDTH} 18", role="img", aria_label="shares", class_="chart")
+
+
+def _bar(fraction: float) -> Html:
+    track = tag("rect", x=0, y=0, width=120, height=8, rx=2, class_="track")
+    part = tag("rect", x=0, y=0, width=120 * fraction, height=8, rx=2, class_="kept")
+    return tag("svg", track, part, viewBox="0 0 120 8", width=120, height=8, aria_hidden="true")
+
+
+def _swatch(kind: str) -> Html:
+    square = tag("rect", width=10, height=10, rx=2, class_=kind)
+    return tag("svg", square, viewBox="0 0 10 10", width=10, height=10, aria_hidden="true", class_="swatch")
+
+
+def _legend(all_name: str, kept_name: str) -> Html:
+    return tag("span", _swatch("all"), f"{all_name} ", _swatch("kept"), kept_name, class_="legend")
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Html(str):
+    """A piece of the page. Any other text that gets into a piece is escaped, whatever it is."""
+
+
+_VOID = {"img", "meta"}
+
+
+def tag(name: str, /, *content: object, **attributes: object) -> Html:
+    """An element with its content and attributes; what is not `Html` is escaped.
+
+    Parameters
+    ----------
+    name : str
+    *content
+        `Html`, or anything that `str` turns into text.
+    **attributes
+        `class_` is class, `text_anchor` is text-anchor.
+
+    Examples
+    --------
+    >>> tag("p", "1 < 2", tag("b", "&"), class_="quiet")
+    '<p class="quiet">1 &lt; 2<b>&amp;</b></p>'
+    """
+    inside = "".join(piece if isinstance(piece, Html) else html.escape(str(piece)) for piece in content)
+    listed = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_attribute(value))}"' for key, value in attributes.items()
+    )
+    return Html(f"<{name}{listed}>" if name in _VOID else f"<{name}{listed}>{inside}</{name}>")
+
+
+def _attribute(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _percent(count: int, of: int) -> str:
+    return f"{100 * count / of:.1f} %"  # with a no-break space
+
+
+def _section(title: str, *content: Html) -> Html:
+    return tag("section", tag("h2", title), *content)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]], text_columns: tuple[int, ...] = (0,)) -> Html:
+    """A table whose columns hold numbers, set to the right, except those in `text_columns`."""
+
+    def line(cells: Sequence[object], kind: str) -> Html:
+        return tag(
+            "tr",
+            *(
+                tag(kind, cell, class_="text" if index in text_columns else "number")
+                for index, cell in enumerate(cells)
+            ),
+        )
+
+    top = [tag("thead", line(head, "th"))] if head else []
+    body = tag("tbody", *(line(row, "td") for row in rows))
+    return tag("div", tag("table", *top, body), class_="scroll")
+
+
+def _page(title: str, sections: Sequence[Html]) -> str:
+    # The policy is a second lock: even if something got past the escaping, no script would run and nothing would load.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("title", f"razor_ray: {title}"),
+        tag("style", Html(_STYLE)),
+    )
+    body = tag("body", tag("main", Html("\n".join(sections))))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+_LIGHT = """
+  --page: #fbfbfa; --card: #ffffff; --ink: #22272e; --quiet: #66707c; --rule: #e4e6e9;
+  --all: #cdd5de; --kept: #2f7f86; --dropped: #b6bfca; --quarantined: #d08a2e; --track: #edf0f2;"""
+
+_DARK = """
+  --page: #15181c; --card: #1c2025; --ink: #dfe3e8; --quiet: #939ca8; --rule: #2e343b;
+  --all: #434d59; --kept: #56b3b4; --dropped: #55606d; --quarantined: #d99a4a; --track: #2a3037;"""
+
+_STYLE = f"""
+:root {{ color-scheme: light dark; {_LIGHT} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {_DARK} }} }}
+* {{ box-sizing: border-box; }}
+body {{ margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }}
+main {{ max-width: 880px; margin: 0 auto; padding: 32px 20px 48px; }}
+header {{ margin-bottom: 24px; }}
+h1 {{ font-size: 26px; line-height: 1.25; font-weight: 600; margin: 2px 0 8px; overflow-wrap: anywhere; }}
+h2 {{ font-size: 17px; font-weight: 600; margin: 0 0 12px; }}
+h3 {{ font-size: 14px; font-weight: 600; margin: 18px 0 8px; }}
+p {{ margin: 8px 0; }}
+.lead {{ font-size: 17px; }}
+.quiet, footer {{ color: var(--quiet); font-size: 13px; }}
+section {{ background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 18px 20px;
+  margin: 0 0 18px; }}
+footer {{ padding: 8px 4px; }}
+a {{ color: var(--kept); }}
+.scroll {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; margin: 10px 0; font-variant-numeric: tabular-nums; }}
+th, td {{ padding: 4px 20px 4px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }}
+tr:last-child td {{ border-bottom: 0; }}
+th {{ font-weight: 500; color: var(--quiet); font-size: 13px; white-space: nowrap; }}
+.number {{ text-align: right; white-space: nowrap; }}
+.text {{ text-align: left; overflow-wrap: anywhere; }}
+td .swatch, .legend .swatch {{ margin-right: 7px; }}
+.legend .swatch {{ margin-left: 10px; }}
+code, pre {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }}
+pre {{ background: var(--track); border-radius: 6px; padding: 10px 12px; white-space: pre-wrap;
+  overflow-wrap: anywhere; }}
+summary {{ cursor: pointer; margin: 8px 0; }}
+.chart {{ display: block; width: 100%; height: auto; }}
+svg text {{ fill: var(--quiet); font-size: 12px; }}
+svg .all {{ fill: var(--all); }}
+svg .kept {{ fill: var(--kept); }}
+svg .dropped {{ fill: var(--dropped); }}
+svg .quarantined {{ fill: var(--quarantined); }}
+svg .track {{ fill: var(--track); }}
+.grid {{ stroke: var(--rule); stroke-width: 1; }}
+.budget {{ stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }}
+.gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); gap: 12px; }}
+figure {{ margin: 0; }}
+figure img, .blank {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--track);
+  border-radius: 6px; }}
+.blank {{ display: grid; place-items: center; color: var(--quiet); font-size: 12px; }}
+figcaption {{ display: flex; justify-content: space-between; gap: 6px; font-size: 12px; margin-top: 4px; }}
+figcaption span {{ overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
+figcaption small {{ color: var(--quiet); font-size: 12px; }}
+@media print {{
+  :root {{ color-scheme: light; {_LIGHT} --page: #ffffff; }}
+  main {{ max-width: none; padding: 0; }}
+  section {{ border: 0; padding: 0; margin: 0 0 22px; }}
+  h2, h3 {{ break-after: avoid; }}
+  tr, figure, .chart, pre {{ break-inside: avoid; }}
+}}
+"""
