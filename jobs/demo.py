@@ -24,7 +24,7 @@ from razor_ray.run_store import RunStore
 from razor_ray.stages.runtime import session
 
 KEEP_FRACTION = "0.3"
-EPOCHS = 20
+EPOCHS = 15
 NUM_SHARDS = 4
 
 

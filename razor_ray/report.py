@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from razor_ray import images, schema, sources
+from razor_ray.headers import ImageError
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
 
 REPORT = "report.html"
 
 _BATCH_ROWS = 65_536
-_MOST_BINS = 50
+_MOST_BINS = 80
 _GALLERY_SIDE = 12  # pictures of the hardest kept, and as many of the easiest
 _THUMBNAIL_PIXELS = 112
 _MAX_IMAGE_BYTES = 9 * 2**10  # 24 of them in base64 are 288 KiB
@@ -40,7 +41,7 @@ _MAX_REASON_LENGTH = 300
 _REASONS = {
     "hard": ("kept", "harder than the median of its class, once the tail was set aside"),
     "cluster": ("kept", "from the easier half of its class, so that every cluster stays covered"),
-    "class_floor": ("kept", "the class is so small a part of the budget that the class floor set its quota"),
+    "class_floor": ("kept", "the class floor, not its weight, set how many of the class are kept"),
     "over_quota": ("dropped", "its cluster had its share already: the draw preferred others"),
     "noise": ("dropped", "in the hardest tail of its class: wrong label, ambiguous, or out of reach of this budget"),
 }
@@ -124,15 +125,15 @@ def hardness_histogram(
 
 
 def histogram_edges(low: float, high: float) -> NDArray[np.float64]:
-    """Edges at round numbers that cover [low, high], at most about fifty bins.
+    """Edges at round numbers that cover [low, high], at most about eighty bins.
 
-    >>> histogram_edges(0.0, 0.05).round(3)[:4].tolist()
-    [0.0, 0.001, 0.002, 0.003]
+    >>> histogram_edges(0.03, 0.9).round(2)[[0, 1, 2, -1]].tolist()
+    [0.02, 0.04, 0.06, 0.9]
     """
     step = round_step(high - low if high > low else 1.0, _MOST_BINS)
     first = math.floor(low / step)
     last = max(math.ceil(high / step), first + 1)
-    return np.arange(first, last + 1) * step
+    return np.arange(first, last + 1, dtype=np.float64) * step
 
 
 def round_step(span: float, most: int) -> float:
@@ -160,19 +161,20 @@ _SAMPLE = pa.schema([schema.SELECTION.field(name) for name in ("sample_id", "key
 
 
 def _survey(store: RunStore) -> _Survey:
-    ranges = [pc.min_max(batch["hardness"]).as_py() for batch in _selection(store, ["hardness"])]
-    edges = histogram_edges(min(found["min"] for found in ranges), max(found["max"] for found in ranges))
+    hardness = (batch["hardness"].to_numpy() for batch in _selection(store, ["hardness"]))
+    ranges = [(values.min(), values.max()) for values in hardness]
+    edges = histogram_edges(float(np.min(ranges)), float(np.max(ranges)))
     counts = np.zeros((2, len(edges) - 1), np.int64)
     hardest_kept = easiest_kept = hardest_noise = _SAMPLE.empty_table()
     for batch in _selection(store, [*_SAMPLE.names, "keep", "reason"]):
-        keep = batch["keep"]
-        counts += hardness_histogram(batch["hardness"].to_numpy(), keep.to_numpy(zero_copy_only=False), edges)
-        samples = batch.select(_SAMPLE.names)
-        kept, noise = samples.filter(keep), samples.filter(pc.equal(batch["reason"].cast(pa.string()), "noise"))
-        hardest_kept = _extreme([hardest_kept, kept], _GALLERY_SIDE, "descending")
+        keep = batch["keep"].to_numpy(zero_copy_only=False)
+        counts += hardness_histogram(batch["hardness"].to_numpy(), keep, edges)
+        kept = batch.filter(pc.field("keep")).select(_SAMPLE.names)
+        noise = batch.filter(pc.field("reason").cast(pa.string()) == "noise").select(_SAMPLE.names)
+        hardest_kept = _extreme([hardest_kept, kept], "descending", _GALLERY_SIDE)
         # Twice as many, since a small subset's easiest are also among its hardest, and are shown once.
-        easiest_kept = _extreme([easiest_kept, kept], 2 * _GALLERY_SIDE, "ascending")
-        hardest_noise = _extreme([hardest_noise, noise], _NUM_LISTED, "descending")
+        easiest_kept = _extreme([easiest_kept, kept], "ascending", 2 * _GALLERY_SIDE)
+        hardest_noise = _extreme([hardest_noise, noise], "descending", _NUM_LISTED)
     hardest = hardest_kept.to_pylist()
     easiest = [sample for sample in easiest_kept.to_pylist() if sample not in hardest][:_GALLERY_SIDE]
     return _Survey(Histogram(edges, counts), hardest, easiest, hardest_noise.to_pylist())
@@ -186,11 +188,10 @@ def _selection(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
                 yield pa.Table.from_batches([batch]).combine_chunks()
 
 
-def _extreme(tables: list[pa.Table], count: int, order: str) -> pa.Table:
+def _extreme(tables: list[pa.Table], order: str, count: int) -> pa.Table:
     """The hardest or easiest rows; equal ones by sample_id, so that the order of files and batches does not tell."""
-    table = pa.concat_tables(tables)
-    keys = [("hardness", order), ("sample_id", "ascending")]
-    return table.take(pc.select_k_unstable(table, count, sort_keys=keys))
+    ordered = pa.concat_tables(tables).sort_by([("hardness", order), ("sample_id", "ascending")])
+    return ordered.slice(0, count)
 
 
 def _first_quarantined(store: RunStore) -> list[dict[str, Any]]:
@@ -204,9 +205,9 @@ def _first_quarantined(store: RunStore) -> list[dict[str, Any]]:
     return found
 
 
-def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes]:
+def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes | None]:
     """The encoded images of some kept samples; of each file only the row groups that hold one are read."""
-    found: dict[int, bytes] = {}
+    found: dict[int, bytes | None] = {}
     for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
         wanted = [identity for identity in sample_id if identity >> schema.ROW_BITS == shard]
         # The subset has a file per shard, with samples in order of their identity.
@@ -216,9 +217,9 @@ def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes]:
                 limits = file.metadata.row_group(group).column(column).statistics
                 if any(limits.min <= identity <= limits.max for identity in wanted):
                     table = file.read_row_group(group, columns=["sample_id", "image"])
-                    table = table.filter(pc.is_in(table["sample_id"], pa.array(wanted, pa.int64())))
+                    table = table.filter(pc.field("sample_id").isin(wanted))
                     content = sources.image_bytes(table["image"])
-                    found |= {i: b for i, b in zip(table["sample_id"].to_pylist(), content, strict=True) if b}
+                    found |= zip(table["sample_id"].to_pylist(), content, strict=True)
     return found
 
 
@@ -244,7 +245,7 @@ def data_uri(encoded: bytes) -> str | None:
     if kind is None or len(encoded) > _MAX_IMAGE_BYTES:
         try:
             pixels = images.decode(encoded, _THUMBNAIL_PIXELS)
-        except images.ImageError:
+        except ImageError:
             return None
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "JPEG", quality=75)
@@ -267,10 +268,11 @@ def _summary(manifest: dict[str, Any]) -> str:
 
 
 def _header(manifest: dict[str, Any]) -> Html:
+    name = "/".join(manifest["input"]["path"].rstrip("/").split("/")[-2:])
     return tag(
         "header",
         tag("p", "razor_ray report", class_="quiet"),
-        tag("h1", f"What was kept of {manifest['input']['path'].rstrip('/').rpartition('/')[2]}"),
+        tag("h1", f"What was kept of {name}"),
         tag("p", _summary(manifest), class_="lead"),
     )
 
@@ -278,11 +280,14 @@ def _header(manifest: dict[str, Any]) -> Html:
 def _counts(manifest: dict[str, Any]) -> Html:
     counts, budget = manifest["counts"], manifest["budget"]
     parts = [(name, counts[name]) for name in ("kept", "dropped", "quarantined")]
-    rows = [[tag("span", _swatch(name), name), f"{count:,}", _percent(count, counts["input"])] for name, count in parts]
+    rows = [
+        [tag("span", _swatch(name), name, class_="line"), f"{count:,}", _percent(count, counts["input"])]
+        for name, count in parts
+    ]
     total = [tag("b", "input"), tag("b", f"{counts['input']:,}"), _percent(counts["input"], counts["input"])]
     return _section(
         "Samples",
-        _stacked_bar(parts),
+        _stacked_bar([(name, count, name) for name, count in parts]),
         _table(["", "samples", "of the input"], [*rows, total]),
         tag(
             "p",
@@ -297,12 +302,13 @@ def _hardness(histogram: Histogram, config: dict[str, Any]) -> Html:
     score = _SCORES[config["score"]["hardness"]]
     return _section(
         "Hardness",
-        tag("p", f"By {score}, as the proxy sees the samples; higher is harder. ", _legend("all samples", "kept")),
+        tag("p", f"By {score}, as the proxy sees the samples; higher is harder."),
+        tag("p", _swatch("all"), "all samples", _swatch("kept"), "kept", class_="legend"),
         _histogram_chart(histogram, score, config["keep_fraction"]),
     )
 
 
-def _gallery(survey: _Survey, name_of: dict[int, str], pictures: dict[int, bytes]) -> Html:
+def _gallery(survey: _Survey, name_of: dict[int, str], pictures: dict[int, bytes | None]) -> Html:
     def row(title: str, samples: list[dict[str, Any]]) -> Html:
         figures = [_figure(sample, name_of[sample["label"]], pictures.get(sample["sample_id"])) for sample in samples]
         return tag("div", tag("h3", title), tag("div", *figures, class_="gallery")) if samples else Html("")
@@ -323,19 +329,21 @@ def _figure(sample: dict[str, Any], class_name: str, encoded: bytes | None) -> H
 
 
 def _reasons(manifest: dict[str, Any], noise: list[dict[str, Any]], name_of: dict[int, str]) -> Html:
-    counts, num_scored = manifest["reasons"], manifest["counts"]["scored"]
+    counts = manifest["reasons"]
     rows = [
-        [tag("span", _swatch(fate), tag("code", reason)), fate, f"{counts.get(reason, 0):,}", why]
+        [tag("span", _swatch(fate), tag("code", reason), class_="line"), fate, f"{counts.get(reason, 0):,}", why]
         for reason, (fate, why) in _REASONS.items()
     ]
-    content = [_stacked_bar([(_REASONS[name][0], counts.get(name, 0), name) for name in _REASONS])] if num_scored else []
-    content.append(_table(["reason", "", "samples", "why"], rows, text_columns=(0, 1, 3)))
+    content = [
+        _stacked_bar([(fate, counts.get(reason, 0), reason) for reason, (fate, _) in _REASONS.items()]),
+        _table(["reason", "", "samples", "why"], rows, text_columns=(0, 1, 3)),
+    ]
     if noise:
         samples = [[row["key"], name_of[row["label"]], f"{row['hardness']:.3f}"] for row in noise]
         summary = f"The {len(noise)} hardest that were set aside as noise: the first place to look for wrong labels"
         table = _table(["sample", "class", "hardness"], samples, text_columns=(0, 1))
         content.append(tag("details", tag("summary", summary), table))
-    return _section("Why", *content)
+    return _section("Reasons", *content)
 
 
 def _classes(classes: Sequence[dict[str, Any]], class_weight: dict[int, float]) -> Html:
@@ -393,7 +401,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
     clusters = f", {sample['num_clusters']} a class" if sample["clustering"] == "kmeans" else ""
     beta = f"β = {ispl['beta']:.6g}{' (auto)' if weigh['beta'] == 'auto' else ''}"
     rows = [
-        ["input", f"{config['input']['path']} ({manifest['input']['num_shards']:,} shards)"],
+        ["input", f"{config['input']['path']} ({_counted(manifest['input']['num_shards'], 'shard')})"],
         ["keep fraction", f"{config['keep_fraction']:g}"],
         ["seed", config["seed"]],
         ["proxy", _proxy(manifest["proxy"], config["proxy"])],
@@ -411,7 +419,7 @@ def _proxy(proxy: dict[str, Any], config: dict[str, Any]) -> str:
     network = f"{proxy['arch']} at {proxy['image_size']} pixels"
     digest = proxy["weights_sha256"][:12]
     if proxy["trained"]:
-        return f"{network}, trained on the input for {config['epochs']} epochs (weights {digest}…)"
+        return f"{network}, trained on the input for {_counted(config['epochs'], 'epoch')} (weights {digest}…)"
     return f"{network}, given as {config['weights']} (weights {digest}…)"
 
 
@@ -431,10 +439,10 @@ def _next_steps(uri: str) -> Html:
         ("selection/*.parquet", "every scored sample: hardness, cluster, rank, kept or not, and the reason"),
         ("weights/*.parquet", "every class: effective number, class weight, quota"),
         ("quarantine/*.parquet", "what could not be used, and why"),
-        (MANIFEST, "versions, fingerprints, counts; "),
+        (MANIFEST, "versions, fingerprints, counts, seconds"),
         (CONFIG, "the settings, to repeat the run"),
     ]
-    rows = [[tag("code", f"{run}/{name}"), what.rstrip("; ")] for name, what in places]
+    rows = [[tag("code", f"{run}/{name}"), what] for name, what in places]
     train = shlex.join(["razor-ray", "train", "--input", f"{run}/subset", "--output", f"{run}-train"])
     load = f'datasets.load_dataset("parquet", data_files="{run}/subset/*.parquet")'
     return _section("Where to look next", _table([], rows, text_columns=(0, 1)), tag("pre", f"{train}\n{load}"))
@@ -479,15 +487,23 @@ def _histogram_chart(histogram: Histogram, score: str, keep_fraction: float) -> 
     axes = [
         *_y_axis(_ticks(0, most, 4), base, _HEIGHT / most, "{:,.0f}".format),
         *_y_axis([0, 1], strip_base, _STRIP, lambda value: f"{100 * value:.0f} %"),
-        _line(strip_base - keep_fraction * _STRIP, "budget"),
         *_x_axis(edges, x, strip_base + 18),
         _label(_LEFT, strip_base + 36, "easier", "start"),
-        _label((_LEFT + _WIDTH - _RIGHT) / 2, strip_base + 36, f"{score} · below: fraction kept, and the budget's (dashed)"),
+        _label(
+            (_LEFT + _WIDTH - _RIGHT) / 2, strip_base + 36, f"{score} · below: fraction kept, and the budget's (dashed)"
+        ),
         _label(_WIDTH - _RIGHT, strip_base + 36, "harder", "end"),
     ]
     name = f"Histogram of {score}: {int(num_all.sum()):,} samples, {int(num_kept.sum()):,} kept"
     return tag(
-        "svg", *axes, *bars, viewBox=f"0 0 {_WIDTH} {strip_base + 44}", role="img", aria_label=name, class_="chart"
+        "svg",
+        *axes,
+        *bars,
+        _line(strip_base - keep_fraction * _STRIP, "budget"),
+        viewBox=f"0 0 {_WIDTH} {strip_base + 44}",
+        role="img",
+        aria_label=name,
+        class_="chart",
     )
 
 
@@ -519,15 +535,15 @@ def _label(x: float, y: float, text: str, anchor: str = "middle") -> Html:
     return tag("text", text, x=x, y=y, text_anchor=anchor)
 
 
-def _stacked_bar(parts: Sequence[tuple[Any, ...]]) -> Html:
-    """One bar cut into (class of the colour, count) or (class, count, name)."""
-    total = sum(part[1] for part in parts)
+def _stacked_bar(parts: Sequence[tuple[str, int, str]]) -> Html:
+    """One bar cut into (colour's class, count, name)."""
+    total = sum(count for _, count, _ in parts)
     x, pieces = 0.0, []
-    for part in parts:
-        width = part[1] / total * _WIDTH
-        if part[1]:
-            tip = tag("title", f"{part[-1] if len(part) > 2 else part[0]}: {part[1]:,}")
-            pieces.append(tag("rect", tip, x=x, y=0, width=max(width - 1, 1), height=18, class_=part[0]))
+    for kind, count, name in parts:
+        width = count / total * _WIDTH
+        if count:
+            tip = tag("title", f"{name}: {count:,}")
+            pieces.append(tag("rect", tip, x=x, y=0, width=max(width - 1, 1), height=18, class_=kind))
         x += width
     return tag("svg", *pieces, viewBox=f"0 0 {_WIDTH} 18", role="img", aria_label="shares", class_="chart")
 
@@ -541,10 +557,6 @@ def _bar(fraction: float) -> Html:
 def _swatch(kind: str) -> Html:
     square = tag("rect", width=10, height=10, rx=2, class_=kind)
     return tag("svg", square, viewBox="0 0 10 10", width=10, height=10, aria_hidden="true", class_="swatch")
-
-
-def _legend(all_name: str, kept_name: str) -> Html:
-    return tag("span", _swatch("all"), f"{all_name} ", _swatch("kept"), kept_name, class_="legend")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -586,6 +598,10 @@ def _attribute(value: object) -> str:
 
 def _percent(count: int, of: int) -> str:
     return f"{100 * count / of:.1f} %"  # with a no-break space
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _section(title: str, *content: Html) -> Html:
@@ -656,9 +672,10 @@ th, td {{ padding: 4px 20px 4px 0; border-bottom: 1px solid var(--rule); vertica
 tr:last-child td {{ border-bottom: 0; }}
 th {{ font-weight: 500; color: var(--quiet); font-size: 13px; white-space: nowrap; }}
 .number {{ text-align: right; white-space: nowrap; }}
-.text {{ text-align: left; overflow-wrap: anywhere; }}
-td .swatch, .legend .swatch {{ margin-right: 7px; }}
-.legend .swatch {{ margin-left: 10px; }}
+.text {{ text-align: left; overflow-wrap: anywhere; min-width: 84px; }}
+.line {{ white-space: nowrap; }}
+.swatch {{ margin-right: 7px; }}
+.legend .swatch:nth-of-type(2) {{ margin-left: 16px; }}
 code, pre {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }}
 pre {{ background: var(--track); border-radius: 6px; padding: 10px 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; }}
@@ -672,7 +689,8 @@ svg .quarantined {{ fill: var(--quarantined); }}
 svg .track {{ fill: var(--track); }}
 .grid {{ stroke: var(--rule); stroke-width: 1; }}
 .budget {{ stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }}
-.gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)); gap: 12px; }}
+.gallery {{ display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 12px; }}
+@media (max-width: 600px) {{ .gallery {{ grid-template-columns: repeat(4, minmax(0, 1fr)); }} }}
 figure {{ margin: 0; }}
 figure img, .blank {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--track);
   border-radius: 6px; }}

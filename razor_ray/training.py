@@ -17,12 +17,12 @@ _WARM_UP = 0.25
 
 
 def choose_batch_size(num_samples: int) -> int:
-    """Samples per step that leave about fifty steps in an epoch: a power of two in 16..128.
+    """Samples per step that leave about fifty steps in an epoch: a power of two in 32..128.
 
-    >>> choose_batch_size(400), choose_batch_size(3000), choose_batch_size(1_281_167)
-    (16, 32, 128)
+    >>> choose_batch_size(400), choose_batch_size(3500), choose_batch_size(1_281_167)
+    (32, 64, 128)
     """
-    return int(min(max(2 ** int(math.log2(max(num_samples / 50, 1))), 16), 128))
+    return int(min(max(2 ** int(math.log2(max(num_samples / 50, 1))), 32), 128))
 
 
 def choose_learning_rate(optimizer: str, arch: str, batch_size: int) -> float:

@@ -14,6 +14,8 @@ from ray.exceptions import RayTaskError
 _QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
 
 
+_IDLE_MILLISECONDS = 120_000
+
 _private = False
 
 
@@ -43,6 +45,9 @@ def session() -> Iterator[None]:
         include_dashboard=False if local else None,
         logging_level=logging.ERROR,
         log_to_driver=False,
+        # Between stages workers are idle for a while. Ray would end them after a second, and the next ones would take
+        # seconds again to load torch.
+        _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS} if local else None,
     )
     _quieten()
     _private = local

@@ -1,0 +1,433 @@
+"""The report of a tiny run that is built by hand: what it says, that it adds up, and that it is safe to open."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from razor_ray import config as configuration
+from razor_ray import manifest, report, sampling, schema
+from razor_ray.config import InputConfig, PruneConfig
+from razor_ray.run_store import CONFIG, RunStore
+
+SCRIPT = "<script>alert(1)</script>"
+CLASS_NAMES = [SCRIPT, 'stop & "go"', "cat"]
+
+# (shard, row, label, hardness, reason): 12 scored samples, half of them kept; (0, 6) and (1, 3) are quarantined.
+SAMPLES = [
+    (0, 0, 0, 0.05, "over_quota"),
+    (0, 1, 0, 0.10, "cluster"),
+    (0, 2, 0, 0.15, "over_quota"),
+    (0, 3, 0, 0.60, "hard"),
+    (0, 4, 0, 0.70, "hard"),
+    (0, 5, 0, 1.30, "noise"),
+    (1, 0, 1, 0.20, "cluster"),
+    (1, 1, 1, 0.25, "over_quota"),
+    (1, 2, 1, 0.90, "hard"),
+    (1, 4, 1, 1.20, "noise"),
+    (1, 5, 2, 0.30, "class_floor"),
+    (1, 6, 2, 0.35, "over_quota"),
+]
+KEPT = ("hard", "cluster", "class_floor")
+QUARANTINED = [(0, 6, "not an image"), (1, 3, f"label {SCRIPT} is unknown")]
+
+
+class Page(HTMLParser):
+    """A page taken apart; fails on tags that do not balance."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.rows: list[list[str]] = []
+        self.feed(source)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((name, {key: value or "" for key, value in attributes}))
+        if name not in self.VOID:
+            self.open.append(name)
+        if name == "tr":
+            self.rows.append([])
+        if name in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open and self.open[-1] == name, f"</{name}> inside {self.open}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def row(self, first: str) -> list[str]:
+        """The one table row that begins so."""
+        found = [row for row in self.rows if row[0] == first]
+        assert len(found) == 1, f"{len(found)} rows begin with {first!r}"
+        return found[0]
+
+    def all_text(self) -> str:
+        return "".join(text for _, text in self.texts)
+
+
+def image(colour: int, size: int = 8, kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (size, size), (colour, 0, 255 - colour)).save(stream, kind)
+    return stream.getvalue()
+
+
+def noise_image(size: int) -> bytes:
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def sample_id(shard: int, row: int) -> int:
+    return shard << 32 | row
+
+
+def commit(store: RunStore, stage: str, facts: dict[str, Any], **tables: pa.Table) -> None:
+    folder = store.begin(stage)
+    for name, table in tables.items():
+        pq.write_table(table, f"{folder}/{name.replace('_', '-')}.parquet", row_group_size=2)
+    store.commit(stage, facts)
+
+
+def selection_table(samples: list[tuple[int, int, int, float, str]]) -> pa.Table:
+    shard, row, label, hardness, reason = (list(column) for column in zip(*samples, strict=True))
+    columns = {
+        "sample_id": [sample_id(*place) for place in zip(shard, row, strict=True)],
+        "key": [f"<b>{s}</b>:{r}" for s, r in zip(shard, row, strict=True)],
+        "label": label,
+        "hardness": hardness,
+        "cluster": [0] * len(samples),
+        "ispl_weight": [1.0] * len(samples),
+        "keep": [name in KEPT for name in reason],
+        "rank": list(range(1, len(samples) + 1)),
+        "reason": reason,
+    }
+    arrays = [pa.array(columns[field.name], field.type) for field in schema.SELECTION]
+    return pa.table(arrays, schema=schema.SELECTION)
+
+
+def subset_table(samples: list[tuple[int, int, int, float, str]]) -> pa.Table:
+    rows = [
+        {
+            "sample_id": sample_id(shard, row),
+            "key": f"{shard}:{row}",
+            "image": {"bytes": image(40 * row), "path": None},
+            "label": label,
+            "weight": 1.0,
+        }
+        for shard, row, label, _, reason in samples
+        if reason in KEPT
+    ]
+    return pa.Table.from_pylist(rows, schema=schema.SUBSET)
+
+
+def quarantine_table(shard: int, rows: list[tuple[int, str]]) -> pa.Table:
+    path = f'<img src="x">{shard}.parquet'
+    return pa.Table.from_pylist(
+        [{"sample_id": sample_id(shard, r), "path": path, "row": r, "reason": why} for r, why in rows],
+        schema=schema.QUARANTINE,
+    )
+
+
+def make_run(
+    folder: Path,
+    samples: list[tuple[int, int, int, float, str]] = SAMPLES,
+    quarantined: list[tuple[int, int, str]] = QUARANTINED,
+    class_names: list[str] = CLASS_NAMES,
+    files: int = 2,
+) -> tuple[RunStore, dict[str, Any]]:
+    """A finished run's folder, by hand, and its manifest as razor_ray writes it."""
+    store = RunStore(str(folder))
+    config = PruneConfig(input=InputConfig(path=f"data/{SCRIPT}/train"), output=str(folder), keep_fraction=0.5)
+    store.write_json(CONFIG, configuration.to_dict(config))
+    num_samples = Counter(label for _, _, label, _, _ in samples)
+    kept = Counter(label for _, _, label, _, reason in samples if reason in KEPT)
+    labels = sorted(num_samples)
+    weights = {
+        "label": labels,
+        "class_name": [class_names[label] for label in labels],
+        "num_samples": [num_samples[label] for label in labels],
+        "num_effective": [1.0] * len(labels),
+        "class_weight": [0.25 + label for label in labels],
+        "quota": [kept[label] for label in labels],
+    }
+    shards = sorted({sample[0] for sample in samples})
+    input_shards = [
+        {"shard_id": s, "path": f"{s}.parquet", "num_bytes": 1, "fingerprint": "f", "num_samples": 7} for s in shards
+    ]
+    num_input = len(samples) + len(quarantined)
+    catalog = pa.Table.from_pylist(input_shards, schema=schema.CATALOG)
+    commit(store, "catalog", {"num_shards": len(shards), "num_samples": num_input}, catalog=catalog)
+    proxy = {"arch": "resnet9", "image_size": 32, "trained": True, "weights_sha256": "0123456789abcdef"}
+    store.seal("proxy", proxy)
+    store.write_json("scores/_seconds.json", {"seconds": 12.5})
+    store.seal("scores", {"num_samples": len(samples)})
+    ispl = {"scheme": "linear", "threshold": 2.5, "second_threshold": 1.25, "diversity_step": 2.5}
+    facts = {"budget": kept.total(), "num_samples": len(samples), "beta": 0.75, "ispl": ispl}
+    commit(store, "weights", facts, weights=pa.table(weights, schema=schema.WEIGHTS))
+    reasons = Counter(why for _, _, why in quarantined)
+    bad = {
+        f"part_{shard}": quarantine_table(shard, [(row, why) for s, row, why in quarantined if s == shard])
+        for shard in sorted({shard for shard, _, _ in quarantined})
+    }
+    commit(store, "quarantine", {"num_samples": len(quarantined), "reasons": dict(reasons)}, **bad)
+    cuts = np.linspace(0, len(samples), files + 1).astype(int)
+    parts = {f"part_{i:05d}": selection_table(samples[cuts[i] : cuts[i + 1]]) for i in range(files)}
+    facts = {
+        "num_kept": kept.total(),
+        "reasons": dict(Counter(sample[-1] for sample in samples)),
+        "kept_by_class": {str(label): kept[label] for label in labels},
+    }
+    commit(store, "selection", facts, **parts)
+    tables = {f"part_{s:05d}": subset_table(sorted(sample for sample in samples if sample[0] == s)) for s in shards}
+    commit(store, "subset", {"num_samples": kept.total(), "num_bytes": 1}, **tables)
+    return store, manifest.write(store, config, store.read("weights"))
+
+
+def written(store: RunStore, facts: dict[str, Any]) -> str:
+    report.write(store, facts)
+    return Path(store.path("report.html")).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return written(*make_run(tmp_path_factory.mktemp("run")))
+
+
+@pytest.fixture(scope="module")
+def page(source: str) -> Page:
+    return Page(source)
+
+
+# --- the histogram ----------------------------------------------------------------------------------------------------
+
+
+def test_histogram_by_hand():
+    edges = np.array([0.0, 0.5, 1.0, 1.5])
+    # An edge is of the bin above it, the last one of the last bin; what lies outside is not lost.
+    hardness = np.array([-1.0, 0.0, 0.49, 0.5, 1.5, 9.0], np.float32)
+    keep = np.array([True, False, True, True, False, True])
+    assert_array_equal(report.hardness_histogram(hardness, keep, edges), [[3, 1, 2], [2, 1, 1]])
+
+
+@given(st.integers(0, 200), st.integers(0, 2**32 - 1))
+def test_histograms_of_parts_add_up(num_samples: int, seed: int):
+    rng = np.random.default_rng(seed)
+    hardness, keep = rng.exponential(size=num_samples), rng.random(num_samples) < 0.3
+    edges = report.histogram_edges(0.0, 3.0)
+    whole = report.hardness_histogram(hardness, keep, edges)
+    cut = num_samples // 3
+    parts = [report.hardness_histogram(hardness[part], keep[part], edges) for part in (slice(cut), slice(cut, None))]
+    assert_array_equal(parts[0] + parts[1], whole)
+    assert whole.sum(axis=1).tolist() == [num_samples, keep.sum()]
+    assert (whole[1] <= whole[0]).all()
+
+
+@given(st.floats(-100, 100, width=32), st.floats(0, 1000, width=32))
+def test_edges_cover_the_range(low: float, span: float):
+    edges = report.histogram_edges(low, low + span)
+    step = edges[1] - edges[0]
+    assert edges[0] <= low + 1e-6 * step and edges[-1] >= low + span - 1e-6 * step
+    assert (np.diff(edges) > 0).all() and 2 <= len(edges) <= 83
+
+
+def test_chart_counts_every_sample(page: Page):
+    bars = [text for place, text in page.texts if place == "title" and " samples, " in text and text.startswith("EL2N")]
+    counts = [tuple(map(int, re.search(r": (\d+) samples, (\d+) kept", bar).groups())) for bar in bars]  # type: ignore[union-attr]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [12, 6]
+    assert "EL2N 0.6 to 0.62: 1 samples, 1 kept (100.0 %)" in bars
+
+
+# --- what the page says -----------------------------------------------------------------------------------------------
+
+
+def test_counts_add_up(page: Page):
+    assert page.row("kept")[1:] == ["6", "42.9 %"]
+    assert page.row("dropped")[1:] == ["6", "42.9 %"]
+    assert page.row("quarantined")[1:] == ["2", "14.3 %"]
+    assert ["input", "14", "100.0 %"] in page.rows
+    text = page.all_text()
+    assert "14 samples in, 6 kept, 2 quarantined; the budget of 6 was met exactly." in text
+    assert "Scored: 12 = kept + dropped" in text
+
+
+def test_reasons_are_counted_and_explained(page: Page):
+    counted = {reason: page.row(reason)[1:3] for reason in sampling.REASONS}
+    assert counted == {
+        "hard": ["kept", "3"],
+        "cluster": ["kept", "2"],
+        "class_floor": ["kept", "1"],
+        "over_quota": ["dropped", "4"],
+        "noise": ["dropped", "2"],
+    }
+    assert all(len(page.row(reason)[3]) > 20 for reason in sampling.REASONS)
+
+
+def test_hardest_noise_is_listed(page: Page):
+    assert [row for row in page.rows if row[-1] in ("1.300", "1.200")] == [
+        ["<b>0</b>:5", SCRIPT, "1.300"],
+        ["<b>1</b>:4", 'stop & "go"', "1.200"],
+    ]
+
+
+def test_classes(page: Page):
+    assert page.row(SCRIPT) == [SCRIPT, "6", "3", "3", "50.0 %", "", "0.25"]
+    assert page.row("cat") == ["cat", "2", "1", "1", "50.0 %", "", "2.25"]
+
+
+def test_many_classes_are_not_a_wall(tmp_path: Path):
+    # Class c has two samples; those below 500 keep both, the others none, save one.
+    samples = [
+        (0, 2 * label + turn, label, 0.5, "hard" if label < 500 or (label, turn) == (700, 0) else "over_quota")
+        for label in range(1000)
+        for turn in (0, 1)
+    ]
+    store, facts = make_run(tmp_path, samples, [], [f"class {label}" for label in range(1000)])
+    rows = [row for row in Page(written(store, facts)).rows if re.fullmatch(r"class \d+", row[0])]
+    assert len(rows) == 40
+    assert rows[0][0] == "class 0" and rows[0][4] == "100.0 %"
+    assert rows[-1][0] == "class 999" and rows[-1][4] == "0.0 %"
+
+
+def test_quarantine(page: Page):
+    assert page.row("not an image") == ["not an image", "1"]
+    assert ['<img src="x">0.parquet', "6", "not an image"] in page.rows
+    assert ['<img src="x">1.parquet', "3", QUARANTINED[1][2]] in page.rows
+
+
+def test_long_quarantine_is_cut(tmp_path: Path):
+    bad = [(shard, row, f"reason {row}") for shard in (0, 1) for row in range(100, 125)]
+    page = Page(written(*make_run(tmp_path, quarantined=bad)))
+    assert page.row("other reasons") == ["other reasons", "10"]
+    assert sum(row[0].endswith(".parquet") and row[-1].startswith("reason") for row in page.rows) == 20
+
+
+def test_no_quarantine(tmp_path: Path):
+    store, facts = make_run(tmp_path, quarantined=[])
+    assert "Every sample could be read and scored." in Page(written(store, facts)).all_text()
+
+
+def test_configuration_and_seconds(page: Page):
+    text = page.all_text()
+    for expected in ("λ = 2.5 nats", "β = 0.75 (auto)", "scheme linear", "resnet9 at 32 pixels", "for 4 epochs"):
+        assert expected in text
+    assert page.row("keep fraction")[1] == "0.5" and page.row("seed")[1] == "0"
+    assert page.row("scores")[1] == "12.5" and page.row("total")[1] == "12.5"
+
+
+def test_footer_credits_the_paper_and_owns_the_reading(page: Page):
+    text = page.all_text()
+    assert "γ-Razor is by Liu et al., IEEE TCSS 12(3):957–971, 2025, doi:10.1109/TCSS.2024.3453600" in text
+    assert "razor_ray's own" in text
+
+
+# --- the page itself --------------------------------------------------------------------------------------------------
+
+
+def test_no_text_becomes_markup(source: str, page: Page):
+    assert "<script" not in source.lower() and "<b>0" not in source and 'src="x"' not in source
+    assert not {name for name, _ in page.elements} & {"script", "iframe", "object", "link"}
+    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
+
+
+def test_page_loads_nothing(source: str, page: Page):
+    targets = [attributes[key] for _, attributes in page.elements for key in ("src", "href") if key in attributes]
+    outside = [target for target in targets if not target.startswith("data:image/")]
+    assert outside == ["https://doi.org/10.1109/TCSS.2024.3453600"]
+    assert "url(" not in source and "@import" not in source
+
+
+def test_charts_hold_finite_numbers(page: Page):
+    for name, attributes in page.elements:
+        if name in ("rect", "line", "text"):
+            numbers = [attributes[key] for key in ("x", "y", "x1", "x2", "y1", "y2") if key in attributes]
+            assert all(math.isfinite(float(number)) for number in numbers)
+            assert all(float(attributes[key]) >= 0 for key in ("width", "height") if key in attributes)
+
+
+def test_equal_hardness_makes_a_page(tmp_path: Path):
+    samples = [(shard, row, label, 1.0, reason) for shard, row, label, _, reason in SAMPLES]
+    page = Page(written(*make_run(tmp_path, samples)))
+    assert [text for _, text in page.texts if "12 samples, 6 kept (" in text]
+    test_charts_hold_finite_numbers(page)
+
+
+def test_page_does_not_depend_on_the_files(tmp_path: Path):
+    sources = []
+    for name, samples, files in (("one", SAMPLES, 1), ("five", SAMPLES[::-1], 5)):
+        store, facts = make_run(tmp_path / name, samples, files=files)
+        sources.append(written(store, facts).replace(store.uri, "RUN"))
+    assert sources[0] == sources[1]
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_gallery_shows_each_kept_sample_once(page: Page):
+    pictures = [attributes for name, attributes in page.elements if name == "img"]
+    # Six were kept, by falling hardness: rows 2, 4, 3, 5, 0 of their shards, and 1; the image tells the row.
+    expected = [report.data_uri(image(40 * row)) for row in (2, 4, 3, 5, 0, 1)]
+    assert [picture["src"] for picture in pictures] == expected
+    assert pictures[1]["alt"] == SCRIPT
+
+
+def test_only_needed_row_groups_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, _ = make_run(tmp_path)
+    groups = []
+    read = pq.ParquetFile.read_row_group
+
+    def recording(file: Any, group: int, **options: Any) -> pa.Table:
+        groups.append(group)
+        return read(file, group, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", recording)
+    # Shard 1 keeps rows 0, 2 and 5, in row groups of two.
+    assert report._read_images(store, [sample_id(1, 5)]) == {sample_id(1, 5): image(200)}
+    assert groups == [1]
+
+
+def test_small_pictures_are_shown_as_they_are():
+    for kind in ("PNG", "JPEG", "WebP"):
+        uri = report.data_uri(image(9, kind=kind))
+        assert uri is not None and uri.startswith(f"data:image/{kind.lower()};base64,")
+
+
+def test_large_or_odd_pictures_become_thumbnails():
+    for encoded in (image(9, size=3000), image(9, kind="BMP"), image(9, kind="GIF")):
+        uri = report.data_uri(encoded)
+        assert uri is not None and uri.startswith("data:image/jpeg;base64,")
+        assert len(uri) < 12_500
+
+
+def test_gallery_stays_small():
+    uri = report.data_uri(noise_image(500))  # the hardest picture to compress
+    assert uri is None or 24 * len(uri) <= 300_000
+
+
+@pytest.mark.parametrize("encoded", [b"", b"<svg onload='alert(1)'/>", b"GIF89a"])
+def test_no_picture_is_no_picture(encoded: bytes):
+    assert report.data_uri(encoded) is None
