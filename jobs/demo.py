@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +49,9 @@ def main(folder: Path) -> int:
 
 
 def _print_table(folder: Path) -> None:
-    counts = RunStore(str(folder / "run")).read_json("manifest.json")["counts"]
+    manifest = RunStore(str(folder / "run")).read_json("manifest.json")
+    assert manifest is not None
+    counts = manifest["counts"]
     print(f"\n{'trained on':<12}{'images':>8}{'accuracy':>10}{'worst class':>13}{'seconds':>9}")
     for name, title, images in (("all", "all images", counts["scored"]), ("subset", "the subset", counts["kept"])):
         metrics = RunStore(str(folder / f"train-{name}")).commit_facts("train")["metrics"]
@@ -61,7 +64,7 @@ def _print_table(folder: Path) -> None:
 
 def write_digits(folder: Path) -> None:
     """The digits as PNG images in Parquet shards, a fifth of them held out."""
-    digits = load_digits()
+    digits: Any = load_digits()
     names = [str(name) for name in digits.target_names]
     indices = np.arange(len(digits.target))
     train_indices, test_indices = train_test_split(indices, test_size=0.2, random_state=0, stratify=digits.target)

@@ -95,17 +95,17 @@ def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOption
         If a setting is out of its range.
     """
     arguments = list(arguments)
-    kind_of_command = _PruneCommand if kind is PruneConfig else _TrainCommand
-    default = None
+    kind_of_command: Any = _PruneCommand if kind is PruneConfig else _TrainCommand
+    defaults = {}
     if "--config" in arguments:
         at = arguments.index("--config")
         if at + 1 == len(arguments):
             raise ValueError(f"--config needs a file, such as RUN/{CONFIG}.")
-        default = kind_of_command(settings=configuration.load(kind, _read_text(arguments[at + 1])))
+        defaults["default"] = kind_of_command(settings=configuration.load(kind, _read_text(arguments[at + 1])))
         del arguments[at : at + 2]
     command = tyro.cli(
         kind_of_command,
-        default=default,
+        **defaults,
         prog=f"razor-ray {'prune' if kind is PruneConfig else 'train'}",
         description=kind.__doc__,
         args=arguments,

@@ -76,7 +76,7 @@ class RunStore:
             self.write_json(CONFIG, configuration.to_dict(config))
             return
         try:
-            found = configuration.load(type(config), text)
+            found = configuration.load(type(config), text)  # pyright: ignore[reportArgumentType]
         except ValueError as error:
             raise ValueError(f"{self.uri} holds another kind of run ({error}). Choose another --output.") from error
         if changed := configuration.differences(config, found):

@@ -213,14 +213,14 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
 def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
     """Encoded images of a column of bytes, or of Hugging Face structs {bytes, path}."""
     if pa.types.is_struct(column.type):
-        column = pc.struct_field(column, "bytes")
+        column = _field(column, "bytes")
     return column.to_pylist()
 
 
 def image_paths(column: pa.ChunkedArray) -> list[str | None]:
     """The paths in Hugging Face structs {bytes, path}; None for images that are plain bytes."""
     if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
-        return pc.struct_field(column, "path").to_pylist()
+        return _field(column, "path").to_pylist()
     return [None] * len(column)
 
 
@@ -335,6 +335,11 @@ def class_names_metadata(class_names: Sequence[str]) -> dict[bytes, bytes]:
     return {b"class_names": json.dumps(list(class_names)).encode()}
 
 
+def _field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """One field of a column of structs; null where the struct is."""
+    return pc.call_function("struct_field", [column], pc.StructFieldOptions([column.type.get_field_index(name)]))
+
+
 def _source(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> Source:
     base = base.rstrip("/")
     by_path = sorted((info.path[len(base) + 1 :], info.size or 0) for info in infos)
@@ -403,7 +408,7 @@ def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:
         return {}
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
-    return {entry["values"]: entry["counts"] for entry in labels.value_counts().to_pylist()}
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
 
 
 def _fingerprint(source: Source, shard: int) -> str:

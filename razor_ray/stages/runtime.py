@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
@@ -40,15 +41,16 @@ def session() -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # One footer reader: on a small machine more of them would hold every CPU.
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    ray.init(
-        address="local" if local else None,
-        include_dashboard=False if local else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        # Between stages workers are idle for a while. Ray would end them after a second, and the next ones would take
-        # seconds again to load torch.
-        _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS} if local else None,
-    )
+    with _muted_standard_error() if local else nullcontext():
+        ray.init(
+            address="local" if local else None,
+            include_dashboard=False if local else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            # Between stages workers are idle for a while. Ray would end them after a second, and the next ones would
+            # take seconds again to load torch.
+            _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS} if local else None,
+        )
     _quieten()
     _private = local
     try:
@@ -56,6 +58,20 @@ def session() -> Iterator[None]:
     finally:
         _private = False
         ray.shutdown()
+
+
+@contextmanager
+def _muted_standard_error() -> Iterator[None]:
+    """Keep the core's greetings off the terminal: they go to the file descriptor. A failed start raises all the same."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def is_private() -> bool:

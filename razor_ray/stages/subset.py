@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -19,6 +18,7 @@ from razor_ray.stages.catalog import Catalog
 _ROWS_PER_GROUP = 100
 """As Hugging Face's viewer and shuffled reading want it for images."""
 
+_COMPRESSED = ("sample_id", "key", "label", "weight")
 _MAX_PARTITIONS = 64
 
 
@@ -69,9 +69,14 @@ def _write_shard(
     metadata = sources.hugging_face_metadata(catalog.class_names)
     full_schema = schema.SUBSET.with_metadata(metadata)
     rows = schema.rows(kept["sample_id"].to_numpy())  # (K,)
-    # Images are compressed already: zstd would cost time and save nothing.
+    # Images are compressed already: zstd, dictionaries and statistics of their bytes would cost time and save nothing.
     with pq.ParquetWriter(
-        path, full_schema, filesystem=filesystem, compression=dict.fromkeys(("key", "sample_id", "weight"), "zstd")
+        path,
+        full_schema,
+        filesystem=filesystem,
+        compression=dict.fromkeys(_COMPRESSED, "zstd"),  # pyright: ignore[reportArgumentType]
+        use_dictionary=["label"],
+        write_statistics=["sample_id", "label"],
     ) as writer:
         start = 0
         for group in sources.read_rows(catalog.source, shard, rows, [catalog.input.image_column]):
@@ -88,10 +93,9 @@ def _subset_table(image: pa.ChunkedArray, chosen: pa.Table, mean_weight: float) 
         [content, pa.array(sources.image_paths(image), pa.string())], fields=list(schema.IMAGE)
     )
     # A scheme can give every kept sample weight 0; an even weight says the same.
-    weight = (
-        pc.divide(chosen["ispl_weight"].cast(pa.float64()), mean_weight).cast(pa.float32())
-        if mean_weight > 0
-        else pa.array(np.ones(chosen.num_rows, np.float32))
-    )
-    arrays = [chosen["sample_id"], chosen["key"], struct, chosen["label"].cast(pa.int64()), weight]
+    weight = np.ones(chosen.num_rows)
+    if mean_weight > 0:
+        weight = chosen["ispl_weight"].to_numpy() / mean_weight
+    labels = chosen["label"].cast(pa.int64())
+    arrays = [chosen["sample_id"], chosen["key"], struct, labels, pa.array(weight, pa.float32())]
     return schema.check(pa.table(arrays, schema=schema.SUBSET), schema.SUBSET, "subset")

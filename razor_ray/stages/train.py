@@ -189,7 +189,7 @@ def _dataset(
 ) -> ray.data.Dataset:
     """Decoded images as blocks. Rows that cannot be used stay, labelled -1, so that every row is accounted for."""
 
-    def decode_pieces(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(1)
         for piece in ingest.pieces_of(batch):
             for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
@@ -252,7 +252,7 @@ class _Worker:
         if task.initial_weights:
             content = model.read_file(task.filesystem, task.initial_weights)
             model.load_weights(network, content, task.initial_weights)
-        self.plain = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.plain = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network: nn.Module = ray.train.torch.prepare_model(self.plain)
         self.optimizer = training.make_optimizer(self.plain, task.config, task.learning_rate)
         # Workers crop differently, and epochs too: the generator's state is part of the checkpoint.
@@ -411,7 +411,7 @@ class _Feed:
         return self._streamed(shuffle=generator is not None)
 
     def _streamed(self, *, shuffle: bool) -> Iterator[dict[str, Tensor]]:
-        shard = ray.train.get_dataset_shard(self.name)
+        shard: Any = ray.train.get_dataset_shard(self.name)
         window = _SHUFFLE_WINDOW * self.batch_size if shuffle else None
         for batch in shard.iter_batches(
             batch_size=self.batch_size, local_shuffle_buffer_size=window, prefetch_batches=2
@@ -430,7 +430,7 @@ class _Feed:
 
     def _fill(self) -> None:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
-        shard = ray.train.get_dataset_shard(self.name)
+        shard: Any = ray.train.get_dataset_shard(self.name)
         for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
             for name, values in batch.items():
                 parts[name].append(torch.from_numpy(np.array(values)))
