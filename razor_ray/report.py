@@ -77,7 +77,7 @@ def write(store: RunStore, manifest: dict[str, Any]) -> None:
         _quarantine(manifest, _first_quarantined(store)),
         _configuration(manifest, config),
         _seconds(manifest["seconds"]),
-        _next_steps(store.uri),
+        _next_steps(store.uri, manifest["counts"]["quarantined"]),
         _footer(manifest),
     ]
     store.write_bytes(REPORT, _page(_summary(manifest), sections).encode(errors="replace"))
@@ -432,20 +432,25 @@ def _seconds(seconds: dict[str, float | None]) -> Html:
     )
 
 
-def _next_steps(uri: str) -> Html:
+def _next_steps(uri: str, num_quarantined: int) -> Html:
     run = uri.rstrip("/")
     places = [
         ("subset/*.parquet", "the kept images with their labels; opens in Hugging Face datasets and Ray Data"),
         ("selection/*.parquet", "every scored sample: hardness, cluster, rank, kept or not, and the reason"),
         ("weights/*.parquet", "every class: effective number, class weight, quota"),
-        ("quarantine/*.parquet", "what could not be used, and why"),
+        *([("quarantine/*.parquet", "what could not be used, and why")] if num_quarantined else []),
         (MANIFEST, "versions, fingerprints, counts, seconds"),
         (CONFIG, "the settings, to repeat the run"),
     ]
-    rows = [[tag("code", f"{run}/{name}"), what] for name, what in places]
+    rows = [[tag("code", name, class_="line"), what] for name, what in places]
     train = shlex.join(["razor-ray", "train", "--input", f"{run}/subset", "--output", f"{run}-train"])
     load = f'datasets.load_dataset("parquet", data_files="{run}/subset/*.parquet")'
-    return _section("Where to look next", _table([], rows, text_columns=(0, 1)), tag("pre", f"{train}\n{load}"))
+    return _section(
+        "Where to look next",
+        tag("p", "In ", tag("code", run), ":"),
+        _table([], rows, text_columns=(0, 1)),
+        tag("pre", f"{train}\n{load}"),
+    )
 
 
 def _footer(manifest: dict[str, Any]) -> Html:

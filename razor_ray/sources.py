@@ -408,7 +408,7 @@ def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:
         return {}
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(labels).to_pylist()}
+    return {entry["values"]: entry["counts"] for entry in pc.call_function("value_counts", [labels]).to_pylist()}
 
 
 def _fingerprint(source: Source, shard: int) -> str:

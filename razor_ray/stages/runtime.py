@@ -62,7 +62,7 @@ def session() -> Iterator[None]:
 
 @contextmanager
 def _muted_standard_error() -> Iterator[None]:
-    """Keep the core's greetings off the terminal: they go to the file descriptor. A failed start raises all the same."""
+    """Keep the core's greetings, which go to the file descriptor, off the terminal. A failed start still raises."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -75,8 +75,8 @@ def _write_shard(
         full_schema,
         filesystem=filesystem,
         compression=dict.fromkeys(_COMPRESSED, "zstd"),  # pyright: ignore[reportArgumentType]
-        use_dictionary=["label"],
-        write_statistics=["sample_id", "label"],
+        use_dictionary=["label"],  # pyright: ignore[reportArgumentType]
+        write_statistics=["sample_id", "label"],  # pyright: ignore[reportArgumentType]
     ) as writer:
         start = 0
         for group in sources.read_rows(catalog.source, shard, rows, [catalog.input.image_column]):

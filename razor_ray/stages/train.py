@@ -252,7 +252,7 @@ class _Worker:
         if task.initial_weights:
             content = model.read_file(task.filesystem, task.initial_weights)
             model.load_weights(network, content, task.initial_weights)
-        self.plain = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.plain = network.to(memory_format=torch.channels_last)
         self.network: nn.Module = ray.train.torch.prepare_model(self.plain)
         self.optimizer = training.make_optimizer(self.plain, task.config, task.learning_rate)
         # Workers crop differently, and epochs too: the generator's state is part of the checkpoint.

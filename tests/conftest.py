@@ -1,0 +1,76 @@
+"""One local Ray for all tests that need one, and real images to run on."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+# Before Ray is imported, so that plain `pytest` runs as `make test` does.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.pop("RAY_ADDRESS", None)
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A private Ray of two CPUs, started by our own session; stages find it open and use it."""
+    from razor_ray.stages import runtime
+
+    with runtime.session():
+        yield
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """CIFAR-10 as Parquet. Absent on a developer's machine, tests that use it are skipped; in CI that is a failure."""
+    folder = DATA / "cifar10"
+    if not folder.exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"CI must have the real data at {folder}")
+        pytest.skip(f"no real data at {folder}")
+    return folder
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W) or (H, W, 3), uint8, as a PNG file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def digits() -> pa.Table:
+    """400 of scikit-learn's handwritten digits: real images, 8 x 8, with `image`, `label` and `name`."""
+    found = load_digits()
+    images = [png((image * 255 / 16).astype(np.uint8)) for image in found.images[:400]]
+    return pa.table(
+        {
+            "image": pa.array(images, pa.binary()),
+            "label": pa.array(found.target[:400], pa.int64()),
+            "name": [f"digit-{index:04d}" for index in range(400)],
+        }
+    )
+
+
+def write_shards(table: pa.Table, folder: Path, num_shards: int, row_group_size: int = 60) -> Path:
+    """A table as that many Parquet shards of nearly equal size, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    bounds = np.linspace(0, table.num_rows, num_shards + 1).astype(int)
+    for shard in range(num_shards):
+        part = table.slice(bounds[shard], bounds[shard + 1] - bounds[shard])
+        pq.write_table(part, folder / f"train-{shard:05d}.parquet", row_group_size=row_group_size)
+    return folder

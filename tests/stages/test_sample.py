@@ -1,0 +1,113 @@
+"""Same scores, same selection: bit for bit, however the scores are cut, ordered or named."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from razor_ray import schema
+from razor_ray.config import InputConfig, PruneConfig, SampleConfig, WeighConfig
+from razor_ray.run_store import RunStore
+from razor_ray.stages import runtime, weigh
+from razor_ray.stages.sample import random_ids, sample
+from tests.stages.test_weigh import NAMES, commit_scores, make_scores
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def select(folder, table, num_files=3, order=None, **settings) -> pa.Table:
+    """Weigh and sample; the selection by sample id."""
+    store = RunStore(str(folder))
+    arguments = {"input": InputConfig(path="unused"), "output": str(folder), "keep_fraction": 0.3} | settings
+    config = PruneConfig(**arguments)
+    commit_scores(store, table, num_files, order)
+    weigh.weigh(store, NAMES, config.weigh, config.keep_fraction)
+    sample(store, weigh.read(store), config)
+    selection = schema.check(store.read("selection"), schema.SELECTION, "selection")
+    return selection.sort_by("sample_id").combine_chunks()
+
+
+def test_selection_is_exact_and_complete(tmp_path):
+    table = make_scores(2000)
+    selection = select(tmp_path / "run", table)
+    assert selection["sample_id"].equals(table["sample_id"])
+    assert selection["key"].equals(table["key"])
+    assert pc.sum(selection["keep"]).as_py() == 600
+    quotas = weigh.read(RunStore(str(tmp_path / "run"))).table
+    for label, quota in zip(quotas["label"].to_pylist(), quotas["quota"].to_pylist(), strict=True):
+        rows = selection.filter(pc.field("label") == label)
+        assert pc.sum(rows["keep"]).as_py() == quota
+        assert sorted(rows["rank"].to_pylist()) == list(range(1, rows.num_rows + 1))
+        assert set(rows.filter(rows["keep"])["rank"].to_pylist()) == set(range(1, quota + 1))
+    kept_reasons = set(selection.filter(selection["keep"])["reason"].to_pylist())
+    assert kept_reasons <= {"hard", "cluster", "class_floor"}
+    assert set(selection.filter(pc.invert(selection["keep"]))["reason"].to_pylist()) <= {"over_quota", "noise"}
+    assert selection.filter(pc.field("label") == 6)["reason"].to_pylist() == ["class_floor"]
+
+
+def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypatch):
+    table = make_scores(2000)
+    shuffled = table.take(pa.array(np.random.default_rng(5).permutation(2000)))
+    one = select(tmp_path / "1", table, 1)
+    assert select(tmp_path / "3", table, 3, [2, 0, 1]).equals(one)
+    assert select(tmp_path / "7", table, 7).equals(one)
+    assert select(tmp_path / "shuffled", shuffled, 4).equals(one)
+    monkeypatch.setattr(runtime, "num_cpus", lambda: 7)  # more tasks in flight, other groups of files
+    assert select(tmp_path / "workers", table, 5).equals(one)
+
+
+def test_another_seed_selects_others(tmp_path):
+    table = make_scores(2000)
+    one, other = select(tmp_path / "0", table, seed=0), select(tmp_path / "1", table, seed=1)
+    assert one["keep"].to_pylist() != other["keep"].to_pylist()
+    assert pc.sum(other["keep"]).as_py() == 600
+
+
+def test_with_an_id_column_a_resharding_changes_nothing(tmp_path):
+    table = make_scores(2000)
+    resharded = table.take(pa.array(np.random.default_rng(7).permutation(2000)))
+    at = table.schema.get_field_index("sample_id")
+    resharded = resharded.set_column(at, table.schema.field(at), pa.array(schema.sample_ids(0, 0, 2000)))
+    by_id = {"input": InputConfig(path="unused", id_column="name")}
+    columns = ["key", "keep", "rank", "reason", "cluster", "ispl_weight"]
+    one = select(tmp_path / "a", table, **by_id).sort_by("key").select(columns)
+    other = select(tmp_path / "b", resharded, **by_id).sort_by("key").select(columns)
+    assert other.equals(one)
+    by_place = select(tmp_path / "c", resharded).sort_by("key").select(columns)
+    assert not by_place.equals(one)  # without it the place decides, and that has changed
+
+
+def test_ids_of_users_are_hashed_by_their_bytes():
+    ids = random_ids(np.array([7, 8]), ["a", "b"], by_key=True)
+    # blake2b with a digest of 8 bytes, little endian, as `b2sum -l 64` gives it.
+    assert [int(value) for value in ids] == [
+        int.from_bytes(bytes.fromhex(digest), "little") for digest in ("40f89e395b66422f", "8472c2e34d854f75")
+    ]
+    assert random_ids(np.array([2**33 + 1]), ["a"], by_key=False).tolist() == [2**33 + 1]
+
+
+def test_the_hardness_that_is_asked_for_ranks(tmp_path):
+    table = make_scores(2000)
+    selection = select(tmp_path / "run", table, score=PruneConfig.__dataclass_fields__["score"].default_factory())
+    np.testing.assert_array_equal(selection["hardness"], table["el2n"])
+
+
+@pytest.mark.parametrize("clustering", ["mean_shift", "none"])
+def test_other_clusterings_meet_the_budget(tmp_path, clustering):
+    selection = select(tmp_path / "run", make_scores(2000), sample=SampleConfig(clustering=clustering))
+    assert pc.sum(selection["keep"]).as_py() == 600
+
+
+def test_everything_is_kept_at_one(tmp_path):
+    selection = select(tmp_path / "run", make_scores(500), keep_fraction=1.0)
+    assert selection["keep"].to_pylist() == [True] * 500
+
+
+def test_ispl_weights_are_those_of_the_schemes(tmp_path):
+    table = make_scores(1000)
+    selection = select(tmp_path / "run", table, weigh=WeighConfig(scheme="hard"))
+    committed = weigh.read(RunStore(str(tmp_path / "run")))
+    by_label = dict(zip(committed.table["label"].to_pylist(), committed.table["class_weight"].to_pylist(), strict=True))
+    hard = table["loss"].to_numpy() >= committed.ispl.threshold
+    expected = [by_label[label] * is_hard for label, is_hard in zip(table["label"].to_pylist(), hard, strict=True)]
+    np.testing.assert_allclose(selection["ispl_weight"], expected, rtol=1e-6)

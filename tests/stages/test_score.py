@@ -1,0 +1,131 @@
+"""Scoring: the numbers against a plain loop, bit for bit at any number of actors, and what becomes of bad images."""
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from razor_ray import hardness, images, model, schema
+from razor_ray.config import InputConfig, ScoreConfig
+from razor_ray.run_store import RunStore
+from razor_ray.stages import catalog as catalogs
+from razor_ray.stages.score import QuarantineError, check_quarantine, proxy_in_store, score
+from tests.conftest import png, write_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def put_proxy(store: RunStore, num_classes: int = 10) -> torch.nn.Module:
+    """A proxy with random weights in the run's folder."""
+    torch.manual_seed(0)
+    network = model.build("resnet9", num_classes).eval()
+    store.write_bytes("proxy/model.safetensors", model.save_weights(network))
+    return network
+
+
+def scored(folder, path, *, num_workers=2, batch_size=32, max_quarantine_fraction=0.01, **settings):
+    """Score what lies at `path`; the store, and the scores by sample id."""
+    store = RunStore(str(folder))
+    put_proxy(store)
+    catalog = catalogs.build(InputConfig(path=str(path), **settings))
+    config = ScoreConfig(num_workers=num_workers, batch_size=batch_size)
+    score(catalog, proxy_in_store(store, "resnet9", 10, 8), config, store, max_quarantine_fraction)
+    table = store.read("scores").sort_by("sample_id").combine_chunks()
+    return store, schema.check(table, schema.scores(128), "scores")
+
+
+def test_agrees_with_a_plain_loop(tmp_path, digits):
+    _, table = scored(tmp_path / "run", write_shards(digits, tmp_path / "in", 3))
+    network = model.FeaturesAndLogits(put_proxy(RunStore(str(tmp_path / "run"))))
+    pixels, reasons = images.decode_batch(digits["image"].to_pylist(), 8)
+    assert not any(reasons)
+    with torch.inference_mode():
+        embedding, logits = network(images.normalize(torch.from_numpy(pixels)))
+    expected = hardness.all_scores(logits.double(), torch.tensor(digits["label"].to_pylist()))
+    for name in schema.SCORE_NAMES:
+        np.testing.assert_allclose(table[name], expected[name], rtol=2e-4, atol=2e-5)
+    np.testing.assert_array_equal(table["label"], digits["label"])
+    values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(400, -1)
+    np.testing.assert_allclose(values, embedding, rtol=2e-3, atol=2e-3)
+    # 134, 133 and 133 rows a shard; the key is the place in the input.
+    expected_ids = np.concatenate([schema.sample_ids(s, 0, n) for s, n in ((0, 133), (1, 133), (2, 134))])
+    np.testing.assert_array_equal(table["sample_id"], expected_ids)
+    assert table["key"][133].as_py() == "train-00001.parquet:0"
+
+
+def test_bit_identical_at_one_and_two_actors(tmp_path, digits):
+    path = write_shards(digits, tmp_path / "in", 5)
+    _, one = scored(tmp_path / "one", path, num_workers=1)
+    _, two = scored(tmp_path / "two", path, num_workers=2)
+    assert two.equals(one)
+
+
+def test_id_column_names_the_samples(tmp_path, digits):
+    _, table = scored(tmp_path / "run", write_shards(digits, tmp_path / "in", 2), id_column="name")
+    assert table["key"].to_pylist() == digits["name"].to_pylist()
+
+
+def bad_rows(digits: pa.Table) -> pa.Table:
+    """400 digits, five of which cannot be used."""
+    encoded, labels = digits["image"].to_pylist(), digits["label"].to_pylist()
+    encoded[3] = encoded[3][:40]
+    encoded[150] = b"no image"
+    encoded[151] = None
+    labels[200], labels[399] = None, -1
+    return pa.table({"image": pa.array(encoded, pa.binary()), "label": pa.array(labels, pa.int64())})
+
+
+def test_bad_images_and_labels_are_quarantined_and_no_other_changes(tmp_path, digits):
+    folder = write_shards(bad_rows(digits), tmp_path / "bad", 2)
+    names = tuple("0123456789")
+    store, table = scored(tmp_path / "run", folder, max_quarantine_fraction=0.02, class_names=names)
+    quarantine = schema.check(store.read("quarantine"), schema.QUARANTINE, "quarantine").sort_by("sample_id")
+    assert quarantine["row"].to_pylist() == [3, 150, 151, 0, 199]
+    assert quarantine["path"].to_pylist() == ["train-00000.parquet"] * 3 + ["train-00001.parquet"] * 2
+    reasons = quarantine["reason"].to_pylist()
+    assert reasons[1:] == ["not an image", "no image bytes", "label is null", "label is not one of the classes"]
+    assert "image" in reasons[0]
+    assert table.num_rows == 395
+    _, clean = scored(tmp_path / "clean", write_shards(digits, tmp_path / "in", 2), class_names=names)
+    usable = np.isin(clean["sample_id"].to_numpy(), table["sample_id"].to_numpy())
+    assert table.equals(clean.filter(pa.array(usable)))  # a bad row moves no other: the same bits
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path, digits):
+    folder = write_shards(bad_rows(digits), tmp_path / "bad", 2)
+    with pytest.raises(QuarantineError, match=r"of 400 samples cannot be used so far .* max_quarantine_fraction 0.001"):
+        scored(tmp_path / "run", folder, max_quarantine_fraction=0.001)
+    assert not RunStore(str(tmp_path / "run")).is_done("scores")
+
+
+def test_the_limit_counts_by_reason():
+    reasons = Counter({"not an image": 2, "label is null": 1})
+    check_quarantine(reasons, 300, 0.01)  # exactly the limit
+    with pytest.raises(QuarantineError, match="3 of 299 .*2 not an image, 1 label is null"):
+        check_quarantine(reasons, 299, 0.01)
+
+
+def test_ids_above_2_to_the_24_and_32(tmp_path):
+    # One image in row 0 of each of three shards: ids are shard << 32, and none may pass through a float.
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for shard in range(3):
+        content = [png(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for _ in range(2)]
+        pq.write_table(pa.table({"image": content, "label": [0, 1]}), folder / f"{shard}.parquet")
+    _, table = scored(tmp_path / "run", folder, class_names=tuple("0123456789"))
+    assert table["sample_id"].to_pylist() == [0, 1, 2**32, 2**32 + 1, 2**33, 2**33 + 1]
+
+
+def test_a_proxy_that_has_run_away_is_quarantined(tmp_path, digits):
+    store = RunStore(str(tmp_path / "run"))
+    network = put_proxy(store)
+    with torch.no_grad():
+        network.head.weight.fill_(float("nan"))
+    store.write_bytes("proxy/model.safetensors", model.save_weights(network))
+    catalog = catalogs.build(InputConfig(path=str(write_shards(digits, tmp_path / "in", 1))))
+    with pytest.raises(QuarantineError, match="score is not finite"):
+        score(catalog, proxy_in_store(store, "resnet9", 10, 8), ScoreConfig(), store, 0.01)
