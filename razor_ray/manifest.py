@@ -11,7 +11,7 @@ import pyarrow as pa
 
 import razor_ray
 from razor_ray import config as configuration
-from razor_ray.run_store import MANIFEST, RunStore
+from razor_ray.run_store import COST, MANIFEST, RunStore
 
 _STAGES = ("catalog", "proxy", "scores", "weights", "selection", "subset")
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "scikit-learn", "pillow")
@@ -36,6 +36,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
     }
     _check(counts, facts["weights"]["budget"])
     kept_by_class = facts["selection"]["kept_by_class"]
+    costs = {stage: store.read_json(f"{stage}/{COST}") or {} for stage in _STAGES}
     manifest = {
         "razor_ray": razor_ray.__version__,
         "python": platform.python_version(),
@@ -68,7 +69,8 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             for row in weights.to_pylist()
         ],
         "subset_bytes": facts["subset"]["num_bytes"],
-        "seconds": {stage: (store.read_json(f"{stage}/_seconds.json") or {}).get("seconds") for stage in _STAGES},
+        "seconds": {stage: cost.get("seconds") for stage, cost in costs.items()},
+        "joules": {stage: cost.get("joules") for stage, cost in costs.items()},
     }
     store.write_json(MANIFEST, manifest)
     return manifest

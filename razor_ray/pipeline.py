@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from razor_ray import manifest, model
+from razor_ray import energy, manifest, model, report, sources
 from razor_ray.config import EvalConfig, InputConfig, PruneConfig, TrainConfig
 from razor_ray.progress import say
-from razor_ray.run_store import RunStore, open_filesystem
+from razor_ray.run_store import COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import runtime
 from razor_ray.stages import train as training
@@ -49,6 +49,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
         stages.once("subset", lambda: write_subset(catalog, store))
         result = manifest.write(store, config, weighing.read(store).table)
+        report.write(store, result)
     say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.path('subset')}")
     return result
 
@@ -71,6 +72,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with runtime.session():
         if not store.is_done("train"):
             catalog = catalogs.build(config.input)
+            if config.use_weights:
+                sources.check_column(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
             held_out = catalogs.build(_eval_input(config.eval), like=catalog) if config.eval.path else None
             result = training.train(config, catalog, held_out, store, "train", "train")
             store.seal("train", {"metrics": result})
@@ -83,7 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 class _Stages:
-    """Runs what has not committed yet, and keeps the seconds that it took."""
+    """Runs what has not committed yet, and keeps the seconds and the energy that it took."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
@@ -92,9 +95,16 @@ class _Stages:
         if self.store.is_done(name):
             say(f"{name:<10}done before, skipped")
             return
-        started = time.perf_counter()
+        counters, started = runtime.energy_counters(), time.perf_counter()
         run()
-        self.store.write_json(f"{name}/_seconds.json", {"seconds": round(time.perf_counter() - started, 3)})
+        seconds = time.perf_counter() - started
+        used = [
+            joules
+            for node, after in runtime.energy_counters().items()
+            if (joules := energy.joules_between(counters.get(node, {}), after)) is not None
+        ]
+        cost = {"seconds": round(seconds, 3), "joules": round(sum(used), 1) if used else None}
+        self.store.write_json(f"{name}/{COST}", cost)
 
 
 def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:

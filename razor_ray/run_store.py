@@ -22,6 +22,7 @@ from razor_ray import config as configuration
 COMMIT = "_commit.json"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
+COST = "_cost.json"
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -123,6 +123,14 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
 
 
+def check_column(source: Source, column: str, mend: str) -> None:
+    """Raise InputError, ending in how to mend it, unless the shards have a column of this name."""
+    for path in source.paths:
+        names = pq.read_schema(f"{source.base}/{path}", filesystem=source.filesystem).names
+        if column not in names:
+            raise InputError(f"shard {path} has no column {column!r} (it has: {', '.join(names)}). {mend}")
+
+
 def plan_pieces(row_groups: Sequence[int], max_rows: int, batch_size: int) -> list[tuple[int, int]]:
     """Cut a shard into pieces along its row groups.
 

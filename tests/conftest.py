@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,17 +22,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("RAY_ADDRESS", None)
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # what `python` means in a submitted job
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A private Ray of two CPUs, started by our own session; stages find it open and use it."""
+def ray_session() -> Iterator[str]:
+    """A private Ray, started by our own session, which stages find open. Gives the address of its job server."""
     from razor_ray.stages import runtime
 
-    with runtime.session():
-        yield
+    with runtime.session(dashboard=True) as address:
+        yield f"http://{address}"
 
 
 @pytest.fixture(scope="session")

@@ -11,25 +11,39 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from razor_ray import energy
 
 _QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
 
 
 _IDLE_MILLISECONDS = 120_000
+_SECONDS_FOR_COUNTERS = 10.0
 
 _private = False
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(*, dashboard: bool = False) -> Iterator[str]:
     """Be connected to Ray: to the cluster that RAY_ADDRESS names (in a job, its own), else to a private local one.
 
     A session that is already open is used and left open.
+
+    Parameters
+    ----------
+    dashboard : bool
+        Give a private cluster its dashboard and job server.
+
+    Yields
+    ------
+    str
+        Address of the dashboard, 'host:port'; empty if there is none or the session was open before.
     """
     global _private
     if ray.is_initialized():
         _quieten()
-        yield
+        yield ""
         return
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers use this very environment
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # do not hide GPUs from tasks that ask for none
@@ -42,9 +56,9 @@ def session() -> Iterator[None]:
         # One footer reader: on a small machine more of them would hold every CPU.
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
     with _muted_standard_error() if local else nullcontext():
-        ray.init(
+        context = ray.init(
             address="local" if local else None,
-            include_dashboard=False if local else None,
+            include_dashboard=dashboard if local else None,
             logging_level=logging.ERROR,
             log_to_driver=False,
             # Between stages workers are idle for a while. Ray would end them after a second, and the next ones would
@@ -54,7 +68,7 @@ def session() -> Iterator[None]:
     _quieten()
     _private = local
     try:
-        yield
+        yield context.dashboard_url or ""
     finally:
         _private = False
         ray.shutdown()
@@ -87,6 +101,20 @@ def num_cpus() -> int:
 def num_gpus() -> int:
     """GPUs of the cluster as it is now."""
     return int(ray.cluster_resources().get("GPU", 0))
+
+
+def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:
+    """Energy counters of every node, as `energy.counters` reads them; nodes that do not answer soon are left out."""
+    read = ray.remote(energy.counters).options(num_cpus=0, name="read energy counters")
+    asked = {
+        node["NodeID"]: read.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote()
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_SECONDS_FOR_COUNTERS)
+    return {node: ray.get(ref) for node, ref in asked.items() if ref in answered}
 
 
 def run_tasks(

@@ -115,8 +115,17 @@ def train(
         ),
     )
     with _followed(title, task, store, folder):
-        trainer.fit()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
     return read_metrics(store, folder)[-1]
+
+
+def _cause(error: ray.train.TrainingFailedError) -> Exception:
+    """What a worker raised, if that is for the user to mend; else the failure itself."""
+    failures = getattr(error, "worker_failures", {})
+    return next((failure for failure in failures.values() if isinstance(failure, ValueError)), error)
 
 
 def read_metrics(store: RunStore, folder: str) -> list[dict[str, Any]]:

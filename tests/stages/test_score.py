@@ -104,7 +104,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path, digits):
 def test_the_limit_counts_by_reason():
     reasons = Counter({"not an image": 2, "label is null": 1})
     check_quarantine(reasons, 300, 0.01)  # exactly the limit
-    with pytest.raises(QuarantineError, match="3 of 299 .*2 not an image, 1 label is null"):
+    with pytest.raises(QuarantineError, match=r"3 of 299 .*2 not an image, 1 label is null"):
         check_quarantine(reasons, 299, 0.01)
 
 

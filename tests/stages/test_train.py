@@ -1,0 +1,145 @@
+"""Training on Ray Train: that it learns, that it goes on after an interruption, and that every sample is counted."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from razor_ray import model
+from razor_ray.cli import main
+from razor_ray.config import EvalConfig, InputConfig, TrainConfig
+from razor_ray.run_store import RunStore
+from razor_ray.stages import catalog as catalogs
+from razor_ray.stages import train as training
+from tests.conftest import write_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory, digits):
+    """300 digits to train on, 100 held out."""
+    folder = tmp_path_factory.mktemp("digits")
+    write_shards(digits.slice(0, 300), folder / "train", 3)
+    write_shards(digits.slice(300), folder / "test", 2)
+    return folder
+
+
+def config(split, output, **settings) -> TrainConfig:
+    arguments = {
+        "input": InputConfig(path=str(split / "train")),
+        "eval": EvalConfig(path=str(split / "test")),
+        "output": str(output),
+        "augment": "none",
+        "epochs": 2,
+    }
+    return TrainConfig(**(arguments | settings))
+
+
+def train(settings: TrainConfig) -> list[dict]:
+    """The lines of metrics.jsonl."""
+    store = RunStore(settings.output)
+    catalog = catalogs.build(settings.input)
+    held_out = catalogs.build(InputConfig(path=str(settings.eval.path)), like=catalog)
+    training.train(settings, catalog, held_out, store, "train", "train")
+    return training.read_metrics(store, "train")
+
+
+def untimed(lines: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
+
+
+def test_it_learns_and_writes_what_it_says(split, tmp_path):
+    paths = ["--input", f"{split}/train", "--eval", f"{split}/test", "--output", f"{tmp_path}/run"]
+    assert main(["train", *paths, "--epochs", "12"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/train/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    last = lines[-1]
+    assert last["accuracy"] > 0.85  # chance is 0.1
+    assert last["num_eval"] == 100
+    assert last["num_samples"] == 300
+    assert last["num_dropped"] == 0
+    assert len(last["recall"]) == 10
+    # The model that was saved is the one that was measured.
+    description = json.loads((tmp_path / "run/train/model.json").read_text())
+    network = model.build(description["arch"], len(description["class_names"]))
+    model.load_weights(network, (tmp_path / "run/train/model.safetensors").read_bytes(), "model.safetensors")
+    held_out = pq.read_table(split / "test")
+    from razor_ray import images
+
+    pixels, _ = images.decode_batch(held_out["image"].to_pylist(), description["image_size"])
+    with torch.inference_mode():
+        predicted = network.eval()(images.normalize(torch.from_numpy(pixels))).argmax(1).numpy()
+    assert np.mean(predicted == np.array(held_out["label"].to_pylist())) == pytest.approx(last["accuracy"])
+
+
+def test_the_same_seed_trains_the_same_network(split, tmp_path):
+    one, two = (train(config(split, tmp_path / name)) for name in ("one", "two"))
+    assert untimed(one) == untimed(two)
+    other = train(config(split, tmp_path / "other", seed=1))
+    assert untimed(other) != untimed(one)
+
+
+def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, monkeypatch):
+    whole = train(config(split, tmp_path / "whole", epochs=3))
+    train_epoch = training._Worker._train_epoch
+
+    def killed(self, epoch):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(split, tmp_path / "resumed", epochs=3))
+    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    resumed = train(config(split, tmp_path / "resumed", epochs=3))
+    assert untimed(resumed) == untimed(whole)
+
+
+def test_streamed_data_reaches_the_network_too(split, tmp_path):
+    lines = train(config(split, tmp_path / "run", cache_gib=0.0, epochs=4))
+    assert [line["num_samples"] for line in lines] == [300] * 4
+    assert lines[-1]["num_eval"] == 100
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
+def test_two_workers_count_every_sample(split, digits, tmp_path):
+    write_shards(digits.slice(0, 299), tmp_path / "odd", 3)  # an equal split of 299 drops one
+    settings = config(split, tmp_path / "run", input=InputConfig(path=str(tmp_path / "odd")), num_workers=2)
+    lines = train(settings)
+    assert [(line["num_samples"], line["num_dropped"]) for line in lines] == [(298, 1)] * 2
+    assert lines[-1]["num_eval"] == 100  # of the held-out none is dropped
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
+def test_weights_of_the_subset_matter_when_asked(split, digits, tmp_path):
+    # All weight on the zeros: a network that is trained on nothing else predicts nothing else.
+    weight = [1.0 if label == 0 else 0.0 for label in digits["label"].to_pylist()]
+    table = digits.append_column("weight", pa.array(weight, pa.float32())).slice(0, 300)
+    write_shards(table, tmp_path / "weighted", 2)
+    settings = {"input": InputConfig(path=str(tmp_path / "weighted")), "epochs": 4}
+    with_weights = train(config(split, tmp_path / "with", use_weights=True, **settings))[-1]
+    without = train(config(split, tmp_path / "without", **settings))[-1]
+    assert with_weights["recall"][0] == 1.0
+    assert max(with_weights["recall"][1:]) == 0.0
+    assert max(without["recall"][1:]) > 0.0
+
+
+def test_unusable_images_are_counted_not_trained_on(split, digits, tmp_path):
+    encoded = digits["image"].to_pylist()[:300]
+    encoded[5], encoded[6] = b"no image", None
+    table = digits.slice(0, 300).set_column(0, "image", pa.array(encoded, pa.binary()))
+    write_shards(table, tmp_path / "bad", 2)
+    lines = train(config(split, tmp_path / "run", input=InputConfig(path=str(tmp_path / "bad"))))
+    assert lines[-1]["num_unusable"] == 2
+    assert np.isfinite(lines[-1]["train_loss"])
+
+
+def test_use_weights_needs_the_column(split, tmp_path, capfd):
+    arguments = ["--input", str(split / "train"), "--output", str(tmp_path / "run"), "--use-weights"]
+    assert main(["train", *arguments]) == 2
+    assert "has no column 'weight'" in capfd.readouterr().err

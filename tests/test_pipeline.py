@@ -1,0 +1,228 @@
+"""The whole pipeline through the command line, on real images: what a user gets, and what a user is told."""
+
+import json
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from razor_ray import model, schema
+from razor_ray.cli import main
+from tests.conftest import write_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """A proxy that a user brings: random weights score as well as any for what is tested here."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("proxy") / "proxy.safetensors"
+    path.write_bytes(model.save_weights(model.build("resnet9", 10)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits, weights_file):
+    """A finished run: its folder, and the digits that went in."""
+    folder = tmp_path_factory.mktemp("run")
+    path = write_shards(digits, folder / "in", 3)
+    assert prune(path, folder / "out", weights_file, "--input.id-column", "name") == 0
+    return folder / "out"
+
+
+def prune(path, output, weights, *options) -> int:
+    fixed = ["--input", str(path), "--output", str(output), "--proxy.weights", str(weights)]
+    return main(["prune", *fixed, *([] if "--keep-fraction" in options else ["--keep-fraction", "0.3"]), *options])
+
+
+def test_run_folder_is_the_contract(run):
+    assert {path.name for path in run.iterdir() if not path.name.startswith("_")} == {
+        *("config.json", "manifest.json", "report.html", "proxy"),
+        *("catalog", "scores", "quarantine", "weights", "selection", "subset"),
+    }
+    stages = {
+        "catalog": schema.CATALOG,
+        "scores": schema.scores(128),
+        "weights": schema.WEIGHTS,
+        "selection": schema.SELECTION,
+        "subset": schema.SUBSET,
+    }
+    for stage, expected in stages.items():
+        files = sorted((run / stage).glob("*.parquet"))
+        assert files
+        for file in files:
+            assert pq.read_schema(file).equals(expected), stage
+
+
+def test_manifest_reconciles(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    counts = manifest["counts"]
+    assert counts == {"input": 400, "scored": 400, "kept": 120, "dropped": 280, "quarantined": 0}
+    assert manifest["budget"] == {"keep_fraction": 0.3, "asked": 120, "met": 120}
+    assert sum(row["kept"] for row in manifest["classes"]) == 120
+    assert all(row["kept"] == row["quota"] <= row["num_samples"] for row in manifest["classes"])
+    assert sum(manifest["reasons"].values()) == 400
+    assert len(manifest["proxy"]["weights_sha256"]) == 64
+    assert all(seconds > 0 for seconds in manifest["seconds"].values())
+
+
+def test_subset_is_the_selection_with_the_input_bytes(run, digits):
+    subset = pq.read_table(run / "subset")
+    selection = pq.read_table(run / "selection")
+    kept = selection.filter(selection["keep"]).sort_by("sample_id")
+    subset = subset.sort_by("sample_id")
+    assert subset["sample_id"].equals(kept["sample_id"])
+    by_name = {name: row for row, name in enumerate(digits["name"].to_pylist())}
+    rows = digits.take(pa.array([by_name[key] for key in subset["key"].to_pylist()]))
+    assert [image["bytes"] for image in subset["image"].to_pylist()] == rows["image"].to_pylist()
+    assert subset["label"].to_pylist() == rows["label"].to_pylist()
+    np.testing.assert_allclose(np.mean(subset["weight"].to_numpy().astype(np.float64)), 1.0, rtol=1e-5)
+    expected = kept["ispl_weight"].to_numpy() / kept["ispl_weight"].to_numpy().astype(np.float64).mean()
+    np.testing.assert_allclose(subset["weight"], expected, rtol=1e-5)
+    for file in (run / "subset").glob("*.parquet"):
+        metadata = pq.read_metadata(file)
+        assert all(metadata.row_group(group).num_rows <= 100 for group in range(metadata.num_row_groups))
+
+
+def test_subset_opens_in_hugging_face_datasets(run, tmp_path):
+    loaded = datasets.load_dataset(
+        "parquet", data_files=str(run / "subset" / "*.parquet"), split="train", cache_dir=str(tmp_path)
+    )
+    assert loaded.num_rows == 120
+    assert loaded.features["label"].names == [str(label) for label in range(10)]
+    assert loaded[0]["image"].size == (8, 8)  # decoded: the metadata says that it is an image
+
+
+def test_subset_opens_in_ray_data(run):
+    import ray.data
+
+    assert ray.data.read_parquet(str(run / "subset")).count() == 120
+
+
+def test_a_second_run_skips_what_is_done(run, digits, weights_file, capfd):
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    assert prune(run.parent / "in", run, weights_file, "--input.id-column", "name") == 0
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
+    assert capfd.readouterr().err.count("done before, skipped") == 6
+
+
+def test_a_lost_stage_is_done_again_with_the_same_result(run, weights_file):
+    before = pq.read_table(run / "selection").sort_by("sample_id")
+    (run / "selection" / "_commit.json").unlink()  # as if the run had died before that
+    (run / "subset" / "_commit.json").unlink()
+    assert prune(run.parent / "in", run, weights_file, "--input.id-column", "name") == 0
+    assert pq.read_table(run / "selection").sort_by("sample_id").equals(before)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(run, weights_file, capfd):
+    status = prune(run.parent / "in", run, weights_file, "--input.id-column", "name", "--keep-fraction", "0.5")
+    assert status == 2
+    message = capfd.readouterr().err
+    assert "holds another run (keep_fraction: 0.5 here, 0.3 there)" in message
+    assert "Traceback" not in message
+
+
+def test_config_json_repeats_the_run(run, tmp_path):
+    assert main(["prune", "--config", str(run / "config.json"), "--output", str(tmp_path / "again")]) == 0
+    columns = ["sample_id", "keep", "rank", "cluster", "ispl_weight"]
+    again = pq.read_table(tmp_path / "again" / "selection", columns=columns).sort_by("sample_id")
+    assert again.equals(pq.read_table(run / "selection", columns=columns).sort_by("sample_id"))
+
+
+def test_a_changed_input_is_refused(digits, weights_file, tmp_path, capfd):
+    path = write_shards(digits, tmp_path / "in", 2)
+    assert prune(path, tmp_path / "out", weights_file) == 0
+    pq.write_table(digits.slice(0, 10), path / "train-00002.parquet")
+    assert prune(path, tmp_path / "out", weights_file) == 2
+    assert "are not those that" in capfd.readouterr().err
+
+
+def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_file, tmp_path):
+    # The id column names the samples, so other shards in another order keep the same ones. Their scores differ in the
+    # last bits at most, since the batches do: what is kept may differ only among equals.
+    order = np.random.default_rng(0).permutation(400)
+    path = write_shards(digits.take(pa.array(order)), tmp_path / "in", 5)
+    assert prune(path, tmp_path / "out", weights_file, "--input.id-column", "name") == 0
+    kept = set(pq.read_table(run / "subset")["key"].to_pylist())
+    again = set(pq.read_table(tmp_path / "out" / "subset")["key"].to_pylist())
+    assert len(kept & again) >= 115
+
+
+def test_strings_hugging_face_structs_and_class_names(digits, weights_file, tmp_path):
+    names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    table = pa.table(
+        {
+            "picture": pa.array(
+                [{"bytes": image, "path": f"{row}.png"} for row, image in enumerate(digits["image"].to_pylist())],
+                schema.IMAGE,
+            ),
+            "word": [names[label] for label in digits["label"].to_pylist()],
+        }
+    )
+    path = write_shards(table, tmp_path / "in", 2)
+    columns = ["--input.image-column", "picture", "--input.label-column", "word", "--input.class-names", *names]
+    assert prune(path, tmp_path / "out", weights_file, *columns) == 0
+    subset = pq.read_table(tmp_path / "out" / "subset")
+    rows = digits.take(pa.array([int(image["path"].removesuffix(".png")) for image in subset["image"].to_pylist()]))
+    assert [image["bytes"] for image in subset["image"].to_pylist()] == rows["image"].to_pylist()
+    assert subset["label"].to_pylist() == rows["label"].to_pylist()
+    assert json.loads(subset.schema.metadata[b"class_names"]) == names
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder, table: None, "there is no"),
+        (lambda folder, table: folder.mkdir(), "holds no .parquet file"),
+        (
+            lambda folder, table: write_shards(table.rename_columns(["image", "target", "name"]), folder, 1),
+            "has no column 'label' (it has: image, target, name). Name it with --input.label-column.",
+        ),
+        (
+            lambda folder, table: (write_shards(table, folder, 2) / "train-00001.parquet").write_bytes(b"PAR1 no more"),
+            "shard train-00001.parquet cannot be read",
+        ),
+        (
+            lambda folder, table: write_shards(table.filter(pc.field("label") == 0), folder, 1),
+            "hardness needs at least two",
+        ),
+    ],
+)
+def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it, message):
+    break_it(tmp_path / "in", digits)
+    assert prune(tmp_path / "in", tmp_path / "out", weights_file) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_class_with_one_image_is_kept(digits, weights_file, tmp_path):
+    label = digits["label"].to_pylist()
+    rows = [row for row in range(400) if label[row] != 7]
+    rows.append(label.index(7))
+    path = write_shards(digits.take(pa.array(rows)), tmp_path / "in", 1)
+    assert prune(path, tmp_path / "out", weights_file, "--keep-fraction", "0.1") == 0
+    assert 7 in pq.read_table(tmp_path / "out" / "subset")["label"].to_pylist()
+
+
+def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(digits, weights_file, tmp_path, capfd, monkeypatch):
+    from razor_ray import pipeline
+
+    path = write_shards(digits, tmp_path / "in", 2)
+    write_subset = pipeline.write_subset
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr(pipeline, "write_subset", full)
+    assert prune(path, tmp_path / "out", weights_file) == 1
+    assert "no space left on the disk" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "subset").exists()
+    monkeypatch.setattr(pipeline, "write_subset", write_subset)
+    assert prune(path, tmp_path / "out", weights_file) == 0
+    assert pq.read_table(tmp_path / "out" / "subset").num_rows == 120
