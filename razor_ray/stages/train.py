@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import threading
 import time
@@ -105,7 +106,9 @@ def train(
         ),
         # No workers means in this process: a lone worker on this machine needs no other, which takes 20 s to start.
         scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if task.num_workers == 1 and runtime.is_private() else task.num_workers, use_gpu=task.use_gpu
+            num_workers=0 if task.num_workers == 1 and runtime.is_private() else task.num_workers,
+            use_gpu=task.use_gpu,
+            resources_per_worker={"CPU": _cpus_per_worker(task.num_workers)} | ({"GPU": 1} if task.use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(
             name="ray_train",
@@ -120,6 +123,12 @@ def train(
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
     return read_metrics(store, folder)[-1]
+
+
+def _cpus_per_worker(num_workers: int) -> float:
+    """CPUs that a worker reserves: one, or less where that would leave none to decode with, and the run would hang."""
+    spare = max(runtime.num_cpus() - 1, 0.5)
+    return min(1.0, math.floor(100 * spare / num_workers) / 100)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
