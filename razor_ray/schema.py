@@ -66,14 +66,15 @@ IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())
 
 SUBSET = pa.schema(
     [
-        pa.field("sample_id", pa.int64(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("image", IMAGE, nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("sample_id", pa.int64()),
+        pa.field("key", pa.string()),
+        pa.field("image", IMAGE),
+        pa.field("label", pa.int64()),
+        pa.field("weight", pa.float32()),
     ]
 )
-"""A row per kept image. Labels are the integers of the run; `hugging_face_metadata` names them."""
+"""A row per kept image. Labels are the integers of the run; `sources.hugging_face_metadata` names them. Nothing is null,
+but Hugging Face `datasets` takes a column for an image or a class only if its field may be."""
 
 
 def scores(embedding_size: int) -> pa.Schema:

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -16,6 +18,16 @@ from tests.conftest import write_shards
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.fixture
+def working_dir(tmp_path) -> str:
+    """What a job needs of the checkout, and something of its own: jobs of equal content share one upload, which Ray
+    deletes when the first of them ends."""
+    for folder in ("razor_ray", "jobs"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / "ship" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "ship" / "unique").write_text(str(tmp_path))
+    return str(tmp_path / "ship")
+
+
 @pytest.fixture(scope="module")
 def request_to_prune(tmp_path_factory, digits) -> list[str]:
     """Arguments of `prune` but for the output; the proxy is given, so that nothing is trained."""
@@ -26,18 +38,18 @@ def request_to_prune(tmp_path_factory, digits) -> list[str]:
     return ["--input", str(path), "--proxy.weights", f"{folder}/proxy.safetensors", "--keep-fraction", "0.3"]
 
 
-def test_submitted_with_address(ray_session, request_to_prune, tmp_path, capfd):
+def test_submitted_with_address(ray_session, request_to_prune, working_dir, tmp_path, capfd):
     arguments = [*request_to_prune, "--output", str(tmp_path / "run"), "--address", ray_session]
-    assert main(["prune", *arguments, "--working-dir", str(REPOSITORY)]) == 0
+    assert main(["prune", *arguments, "--working-dir", working_dir]) == 0
     shown = capfd.readouterr()
     assert "120 of 400 samples" in shown.out  # the job's own last line, followed from here
     assert "succeeded" in shown.err
     assert pq.read_table(tmp_path / "run/subset").num_rows == 120
 
 
-def test_a_job_that_fails_is_a_failure_here(ray_session, request_to_prune, tmp_path, capfd):
+def test_a_job_that_fails_is_a_failure_here(ray_session, request_to_prune, working_dir, tmp_path, capfd):
     arguments = ["--input", str(tmp_path / "nothing"), *request_to_prune[2:], "--output", str(tmp_path / "run")]
-    assert main(["prune", *arguments, "--address", ray_session, "--working-dir", str(REPOSITORY)]) == 1
+    assert main(["prune", *arguments, "--address", ray_session, "--working-dir", working_dir]) == 1
     shown = capfd.readouterr()
     assert "there is no" in shown.out
     assert "failed" in shown.err
@@ -49,23 +61,16 @@ def test_no_cluster_there(request_to_prune, tmp_path, capfd):
     assert "cannot reach a Ray cluster" in capfd.readouterr().err
 
 
-def test_job_scripts(ray_session, request_to_prune, tmp_path):
+def test_job_scripts(ray_session, request_to_prune, working_dir, tmp_path):
     prune = ["python", "jobs/prune.py", *request_to_prune, "--output", str(tmp_path / "run")]
     train = ["python", "jobs/train.py", "--input", f"{tmp_path}/run/subset", "--eval", request_to_prune[1]]
     train += ["--output", str(tmp_path / "trained"), "--epochs", "2"]
     client = JobSubmissionClient(ray_session)
     entrypoint = f"{shlex.join(prune)} && {shlex.join(train)}"
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(REPOSITORY)})
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir})
     while not client.get_job_status(job).is_terminal():
-        pass_time()
+        time.sleep(0.5)
     assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
     assert json.loads((tmp_path / "run/manifest.json").read_text())["counts"]["kept"] == 120
     lines = (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["num_samples"] for line in lines] == [120, 120]
-
-
-def pass_time() -> None:
-    """Wait between two looks at a job; the test's own limit ends a job that hangs."""
-    import time
-
-    time.sleep(0.5)

@@ -105,10 +105,12 @@ def num_gpus() -> int:
 
 def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:
     """Energy counters of every node, as `energy.counters` reads them; nodes that do not answer soon are left out."""
-    read = ray.remote(energy.counters).options(num_cpus=0, name="read energy counters")
+    read = ray.remote(energy.counters)
     asked = {
         node["NodeID"]: read.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            num_cpus=0,
+            name="read energy counters",
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote()
         for node in ray.nodes()
         if node["Alive"]
