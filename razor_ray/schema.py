@@ -73,7 +73,7 @@ SUBSET = pa.schema(
         pa.field("weight", pa.float32()),
     ]
 )
-"""A row per kept image. Labels are the integers of the run; `sources.hugging_face_metadata` names them. Nothing is null,
+"""A row per kept image. Labels are the integers of the run; `sources.hugging_face_metadata` names them. None is null,
 but Hugging Face `datasets` takes a column for an image or a class only if its field may be."""
 
 
