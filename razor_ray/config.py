@@ -68,6 +68,8 @@ class ModelConfig:
     """A state_dict to start from (.safetensors, or .pt and .pth read with weights_only=True)."""
     image_size: int | Auto = "auto"
     """Side in pixels of the square that the network sees. 'auto': the images' own up to 64, else 224."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """'auto': the cluster's GPUs if it has any, else its CPUs."""
 
     def __post_init__(self) -> None:
         if self.image_size != "auto" and self.image_size < 4:
@@ -298,7 +300,7 @@ def differences(one: PruneConfig | TrainConfig, other: PruneConfig | TrainConfig
     ]
 
 
-_NO_EFFECT_ON_RESULTS = {"output", "score.num_workers", "num_workers", "cache_gib"}
+_NO_EFFECT_ON_RESULTS = {"output", "score.num_workers", "cache_gib"}
 
 
 def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from razor_ray.stages import runtime
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import Proxy, proxy_in_store, score
+from razor_ray.stages.score import Proxy, check_quarantine, proxy_in_store, score
 from razor_ray.stages.subset import write_subset
 
 
@@ -43,7 +44,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages.once("catalog", lambda: catalogs.write(catalogs.build(config.input), store))
         catalog = catalogs.read(config.input, store)
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
-        proxy = _read_proxy(catalog, store)
+        proxy = _read_proxy(config, catalog, store)
         stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
         stages.once("weights", lambda: weighing.weigh(store, catalog.class_names, config.weigh, config.keep_fraction))
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
@@ -129,6 +130,9 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
             seed=config.seed,
         )
         facts["metrics"] = training.train(training_config, catalog, None, store, "_proxy", "proxy")
+        # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
+        unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
+        check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction)
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")
         facts["trained"] = True
@@ -138,9 +142,9 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
     store.discard("_proxy")
 
 
-def _read_proxy(catalog: catalogs.Catalog, store: RunStore) -> Proxy:
+def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> Proxy:
     facts = store.commit_facts("proxy")
-    return proxy_in_store(store, facts["arch"], len(catalog.class_names), facts["image_size"])
+    return proxy_in_store(store, facts["arch"], len(catalog.class_names), facts["image_size"], config.proxy.device)
 
 
 def _eval_input(config: EvalConfig) -> InputConfig:

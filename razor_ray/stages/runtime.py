@@ -98,9 +98,23 @@ def num_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def num_gpus() -> int:
-    """GPUs of the cluster as it is now."""
-    return int(ray.cluster_resources().get("GPU", 0))
+def num_gpus(device: str = "auto") -> int:
+    """GPUs of the cluster as it is now that may be used.
+
+    Parameters
+    ----------
+    device : {'auto', 'cpu', 'cuda'}
+        'cpu' uses none; 'cuda' must have some.
+
+    Raises
+    ------
+    ValueError
+        If 'cuda' is asked for and there is no GPU.
+    """
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if device == "cuda" and not found:
+        raise ValueError("device is cuda, but the Ray cluster has no GPU. Add a node with one, or pass device auto.")
+    return 0 if device == "cpu" else found
 
 
 def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:

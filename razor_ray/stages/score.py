@@ -42,6 +42,7 @@ class Proxy:
     image_size: int
     filesystem: pafs.FileSystem
     weights_path: str
+    device: str = "auto"
 
 
 class QuarantineError(ValueError):
@@ -56,7 +57,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     QuarantineError
         As soon as more samples are quarantined than `max_quarantine_fraction` of the input.
     """
-    resources = _resources(config)
+    resources = _resources(config, proxy.device)
     batch_size = resources.batch_size
     pieces = plan(catalog, max_rows=ingest.piece_rows(proxy.image_size, batch_size), batch_size=batch_size)
     folders = {name: store.begin(name) for name in ("quarantine", "scores")}
@@ -192,13 +193,13 @@ class Scorer:
         return columns
 
 
-def proxy_in_store(store: RunStore, arch: str, num_classes: int, image_size: int) -> Proxy:
+def proxy_in_store(store: RunStore, arch: str, num_classes: int, image_size: int, device: str = "auto") -> Proxy:
     """The proxy whose weights were put into the run's folder."""
-    return Proxy(arch, num_classes, image_size, store.filesystem, store.path("proxy", "model.safetensors"))
+    return Proxy(arch, num_classes, image_size, store.filesystem, store.path("proxy", "model.safetensors"), device)
 
 
-def _resources(config: ScoreConfig) -> Resources:
-    gpus, cpus = runtime.num_gpus(), runtime.num_cpus()
+def _resources(config: ScoreConfig, device: str) -> Resources:
+    gpus, cpus = runtime.num_gpus(device), runtime.num_cpus()
     workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
     batch_size = (_BATCH_ON_GPU if gpus else _BATCH_ON_CPU) if config.batch_size == "auto" else config.batch_size
     precision = ("bf16" if gpus else "float32") if config.precision == "auto" else config.precision

@@ -96,6 +96,7 @@ def train(
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
         datasets[f"eval_{rank}"] = _dataset(held_out, held_out_pieces[rank :: task.num_workers], size)
+    in_process = task.num_workers == 1 and not task.use_gpu and runtime.is_private()
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"task": task},
@@ -104,9 +105,9 @@ def train(
         dataset_config=ray.train.DataConfig(
             datasets_to_split=["train"], execution_options=ExecutionOptions(preserve_order=True)
         ),
-        # No workers means in this process: a lone worker on this machine needs no other, which takes 20 s to start.
+        # No workers means in this process: a lone worker on this machine's CPUs need not wait 20 s for another.
         scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if task.num_workers == 1 and runtime.is_private() else task.num_workers,
+            num_workers=0 if in_process else task.num_workers,
             use_gpu=task.use_gpu,
             resources_per_worker={"CPU": _cpus_per_worker(task.num_workers)} | ({"GPU": 1} if task.use_gpu else {}),
         ),
@@ -153,7 +154,7 @@ def _task(
     store: RunStore,
     folder: str,
 ) -> Task:
-    gpus = runtime.num_gpus()
+    gpus = runtime.num_gpus(config.model.device)
     workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
     size = choose_size(config.model.image_size, catalog)
     arch = model.resolve_arch(config.model.arch, size)
