@@ -10,8 +10,9 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
+import typeguard
 import tyro
 
 Auto = Literal["auto"]
@@ -92,6 +93,7 @@ class ProxyConfig(ModelConfig):
         _check_at_least("proxy.epochs", self.epochs, 1)
         if self.batch_size != "auto":
             _check_at_least("proxy.batch_size", self.batch_size, 2)
+        _check_learning_rate("proxy.learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,6 +250,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value != "auto":
                 _check_at_least(name, value, least)
+        if not self.output:
+            raise ValueError("output must name a folder for the checkpoint, got an empty path.")
+        _check_learning_rate("learning_rate", self.learning_rate)
+        for name in ("weight_decay", "cache_gib"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
         _check_seed(self.seed)
@@ -281,9 +289,12 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 def load(kind: type[Config], text: str) -> Config:
     """Read a configuration from the text of a config.json."""
     try:
-        return from_dict(kind, json.loads(text))
-    except (json.JSONDecodeError, TypeError) as error:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"not a {kind.__name__} in JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"not a {kind.__name__} in JSON: a dictionary of settings is needed, got {text[:40]!r}.")
+    return from_dict(kind, values)
 
 
 def differences(one: PruneConfig | TrainConfig, other: PruneConfig | TrainConfig) -> list[str]:
@@ -340,6 +351,11 @@ def _check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
+def _check_learning_rate(name: str, value: float | Auto) -> None:
+    if value != "auto" and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be in 0..2^63-1, got {seed}.")
@@ -352,24 +368,23 @@ def _check_class_names(names: tuple[str, ...] | None) -> None:
 
 
 def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
-    nested = {
-        "input": InputConfig,
-        "eval": EvalConfig,
-        "model": ModelConfig,
-        "proxy": ProxyConfig,
-        "score": ScoreConfig,
-        "weigh": WeighConfig,
-        "sample": SampleConfig,
-    }
-    known = {f.name for f in dataclasses.fields(kind)}
-    if unknown := sorted(values.keys() - known):
-        raise ValueError(f"unknown setting {prefix}{unknown[0]}; settings of this version: {', '.join(sorted(known))}")
+    hints = get_type_hints(kind)
+    if unknown := sorted(values.keys() - hints.keys()):
+        raise ValueError(f"unknown setting {prefix}{unknown[0]}; settings of this version: {', '.join(sorted(hints))}")
     arguments = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            value = _build(nested[name], value, f"{prefix}{name}.")
-        arguments[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**arguments)
+        hint = hints[name]
+        if isinstance(value, dict) and dataclasses.is_dataclass(hint):
+            value = _build(hint, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+        value = tuple(value) if isinstance(value, list) else value
+        try:
+            arguments[name] = typeguard.check_type(value, hint)
+        except typeguard.TypeCheckError as error:
+            raise ValueError(f"setting {prefix}{name} of {kind.__name__}: {error}") from error
+    try:
+        return kind(**arguments)
+    except TypeError as error:  # a setting without a default is missing
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

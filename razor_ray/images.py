@@ -21,7 +21,8 @@ from razor_ray.headers import SMALL_IMAGE, ImageError, open_image
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
-_TORCHVISION_FORMATS = {"JPEG", "PNG", "WEBP", "MPO"}
+_TORCHVISION_FORMATS = {"JPEG", "MPO", "WEBP"}  # not PNG: a damaged one can end the process (torchvision 0.29)
+_MAX_ASPECT = 4
 
 
 def decode(encoded: bytes | None, size: int) -> NDArray[np.uint8]:
@@ -127,8 +128,7 @@ def _decode_pixels(encoded: bytes) -> Tensor:
     if image.format in _TORCHVISION_FORMATS:
         try:
             source = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-            pixels = decode_image(source, mode=ImageReadMode.RGB)
-            return pixels if pixels.dtype == torch.uint8 else (pixels.to(torch.int32) >> 8).to(torch.uint8)
+            return decode_image(source, mode=ImageReadMode.RGB)
         except RuntimeError:
             pass  # cut short, or a variant that it refuses: Pillow has the last word
     return _decode_with_pillow(image)
@@ -155,6 +155,10 @@ def _fit(pixels: Tensor, size: int) -> NDArray[np.uint8]:
         if (height, width) != (size, size):
             pixels = transforms.resize(pixels, [size, size], antialias=True)
     else:
+        # Of a very long image only the middle can be seen; resized whole, a small file could take gigabytes.
+        longest = _MAX_ASPECT * min(height, width)
+        pixels = transforms.center_crop(pixels, [min(height, longest), min(width, longest)])
+        height, width = pixels.shape[-2:]
         scale = size * 256 / 224 / min(height, width)
         shape = [max(size, round(height * scale)), max(size, round(width * scale))]
         if shape != [height, width]:

@@ -19,7 +19,7 @@ DEFAULT_SMALL, DEFAULT_LARGE = "resnet9", "resnet18"
 
 
 class ResNet9(nn.Module):
-    """A small residual network for images of 8 to 64 pixels: seven convolutions, two shortcuts, 0.3 million weights.
+    """A small residual network for images of 8 to 64 pixels: eight convolutions, two shortcuts, 0.3 million weights.
 
     After the network that D. Page trained CIFAR-10 with (How to train your ResNet, 2018), four times as narrow.
 
@@ -33,9 +33,9 @@ class ResNet9(nn.Module):
     def __init__(self, num_classes: int, width: int = 16) -> None:
         super().__init__()
         self.stem = _convolution(3, width)
-        self.stage1 = nn.Sequential(_convolution(width, 2 * width), nn.MaxPool2d(2), _Residual(2 * width))
-        self.stage2 = nn.Sequential(_convolution(2 * width, 4 * width), nn.MaxPool2d(2))
-        self.stage3 = nn.Sequential(_convolution(4 * width, 8 * width), nn.MaxPool2d(2), _Residual(8 * width))
+        self.stage1 = nn.Sequential(_convolution(width, 2 * width), _Halve(), _Residual(2 * width))
+        self.stage2 = nn.Sequential(_convolution(2 * width, 4 * width), _Halve())
+        self.stage3 = nn.Sequential(_convolution(4 * width, 8 * width), _Halve(), _Residual(8 * width))
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.head = nn.Linear(8 * width, num_classes)
 
@@ -43,6 +43,11 @@ class ResNet9(nn.Module):
         """Images (B, 3, S, S) to logits (B, C)."""
         features = self.stage3(self.stage2(self.stage1(self.stem(images))))  # (B, 8 W, S/8, S/8)
         return self.head(self.pool(features).flatten(1))
+
+
+class _Halve(nn.MaxPool2d):
+    def __init__(self) -> None:
+        super().__init__(2, ceil_mode=True)  # so that images of 4 pixels have something left
 
 
 class _Residual(nn.Module):
@@ -85,7 +90,12 @@ def build(arch: str, num_classes: int) -> nn.Module:
     ValueError
         If there is no such network, or it does not end in a linear layer of `num_classes` outputs.
     """
-    network = _constructor(arch)(num_classes)
+    constructor = _constructor(arch)
+    if not callable(constructor):
+        raise ValueError(f"arch {arch} is {type(constructor).__name__}, not a function of the number of classes.")
+    network = constructor(num_classes)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"arch {arch} gave {type(network).__name__}, not a torch.nn.Module.")
     head = classifier(network)
     if head.out_features != num_classes:
         raise ValueError(f"arch {arch} ends in {head.out_features} outputs, but there are {num_classes} classes.")
@@ -158,13 +168,20 @@ def load_weights(network: nn.Module, content: bytes, name: str) -> None:
                 f"weights {name} do not fit: {key} is {tuple(value.shape)}, the network's is {tuple(own[key].shape)}. "
                 "Check --proxy.arch and the number of classes."
             )
-    network.load_state_dict(dict(weights))
+    try:
+        network.load_state_dict(dict(weights))
+    except RuntimeError as error:  # a sparse or quantised tensor, say
+        raise ValueError(f"weights {name} do not fit: {_first_line(error)}") from error
 
 
 def save_weights(network: nn.Module) -> bytes:
     """A network's state_dict as the content of a safetensors file."""
+    # Copies, since safetensors refuses tensors that share memory, as tied layers do.
     return safetensors.torch.save(
-        {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+        {
+            key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in network.state_dict().items()
+        }
     )
 
 
@@ -203,12 +220,19 @@ def _state_dict(content: bytes, name: str) -> Mapping[str, Tensor]:
         else:
             weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling errors of many kinds; a refusal of code is one of them
+        cause = "it is empty" if not content else "it is no weights file, or holds more than tensors"
         raise ValueError(
-            f"cannot load weights {name} safely: {error}. Save a state_dict, best as .safetensors."
+            f"cannot load weights {name} safely: {cause}. Save a state_dict, best as .safetensors."
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(weights, Mapping) and isinstance(weights.get(wrapper), Mapping):
             weights = weights[wrapper]
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
         raise ValueError(f"weights {name} must be a state_dict, a dictionary of tensors.")
     return {key.removeprefix("module."): value for key, value in weights.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines()[1:] if line.strip()), str(error))

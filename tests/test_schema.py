@@ -147,7 +147,7 @@ def test_check_names_nulls():
 def test_check_refuses_a_column_that_may_be_null():
     table = score_table()
     table = table.set_column(2, pa.field("label", pa.int32(), nullable=True), table["label"])
-    with pytest.raises(ValueError, match="expected column .*label.*not null.* got .*label"):
+    with pytest.raises(ValueError, match=r"expected column .*label.*not null.* got .*label"):
         schema.check(table, schema.scores(3), "scores")
 
 

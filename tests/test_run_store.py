@@ -1,0 +1,358 @@
+"""A run's folder: whose it is, what is done, and that nothing is ever there by half."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from razor_ray import run_store
+from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, ScoreConfig, TrainConfig, to_dict
+from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
+
+TABLE = pa.table({"x": pa.array(np.arange(1000))})
+
+
+def config(**changes) -> PruneConfig:
+    return PruneConfig(**({"input": InputConfig(path="in"), "output": "out", "keep_fraction": 0.3} | changes))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(str(tmp_path / "run"))
+
+
+def commit(store: RunStore, stage: str, facts: dict | None = None, names: tuple[str, ...] = ("a",)) -> None:
+    folder = store.begin(stage)
+    for name in names:
+        write_table(store.filesystem, f"{folder}/{name}.parquet", TABLE)
+    store.commit(stage, facts or {})
+
+
+# Whose folder it is.
+
+
+def test_claim_writes_the_configuration(store, tmp_path):
+    store.claim(config())
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(json.dumps(to_dict(config())))
+    assert os.listdir(tmp_path / "run") == ["config.json"]
+
+
+def test_an_empty_folder_can_be_claimed(store, tmp_path):
+    (tmp_path / "run").mkdir()
+    store.claim(config())
+    assert store.read_json("config.json") is not None
+
+
+def test_the_same_configuration_resumes(store):
+    store.claim(config(input=InputConfig(path="in", class_names=("a", "b"))))
+    commit(store, "catalog")
+    before = store.read_json("config.json")
+    store.claim(config(input=InputConfig(path="in", class_names=("a", "b")), score=ScoreConfig(num_workers=3)))
+    assert store.read_json("config.json") == before
+    assert store.is_done("catalog")
+
+
+def test_another_configuration_is_refused_with_its_differences(store):
+    store.claim(config())
+    with pytest.raises(ValueError, match="holds another run") as raised:
+        store.claim(config(keep_fraction=0.5, proxy=ProxyConfig(epochs=9)))
+    assert str(raised.value) == (
+        f"{store.uri} holds another run (keep_fraction: 0.5 here, 0.3 there; proxy.epochs: 9 here, 4 there). "
+        "Choose another --output, or delete that folder to start anew."
+    )
+
+
+def test_the_other_kind_of_run_is_refused(store):
+    store.claim(config())
+    with pytest.raises(ValueError, match=r"holds another kind of run .*Choose another --output"):
+        store.claim(TrainConfig(input=InputConfig(path="in"), output="out"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"new_setting": 1}'])
+def test_a_configuration_that_cannot_be_read_is_refused(store, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="holds another kind of run"):
+        store.claim(config())
+    assert (tmp_path / "run" / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", ".hidden", "subset/x.parquet"])
+def test_a_folder_with_other_files_is_refused(store, tmp_path, name):
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is not empty and holds no run. Choose another --output, or empty it first"):
+        store.claim(config())
+    assert path.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["run", "run/in"])
+def test_an_output_that_is_a_file_is_for_the_user_to_mend(tmp_path, name):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ValueError, match="run"):
+        RunStore(str(tmp_path / name)).claim(config())
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_a_claim_that_died_can_be_made_again(store, monkeypatch):
+    # The disk was full when the very first file was written; room was made, and the same command is given again.
+    with monkeypatch.context() as patch:
+        fail_while_writing(patch)
+        with pytest.raises(OSError, match="full"):
+            store.claim(config())
+    store.claim(config())
+    assert store.read_json("config.json") is not None
+
+
+# What is done.
+
+
+def test_a_stage_is_done_when_it_has_committed(store):
+    assert not store.is_done("scores")
+    folder = store.begin("scores")
+    write_table(store.filesystem, f"{folder}/b.parquet", TABLE)
+    write_table(store.filesystem, f"{folder}/a.parquet", TABLE.slice(0, 3))
+    assert not store.is_done("scores")
+    assert not Path(store.path("scores")).exists()
+    store.commit("scores", {"num_samples": 1003, "reasons": {}})
+    assert store.is_done("scores")
+    assert store.commit_facts("scores") == {"num_samples": 1003, "reasons": {}}
+    assert store.files("scores") == [store.path("scores", "a.parquet"), store.path("scores", "b.parquet")]
+    assert not Path(folder).exists()
+    assert store.read("scores")["x"].to_pylist()[:5] == [0, 1, 2, 0, 1]
+    assert store.read("scores", ["x"]).num_rows == 1003
+
+
+def test_a_stage_without_a_commit_file_has_not_happened(store):
+    commit(store, "scores", names=("a", "b"))
+    Path(store.path("scores", "_commit.json")).unlink()
+    assert not store.is_done("scores")
+    with pytest.raises(AssertionError, match="scores has not committed"):
+        store.files("scores")
+    with pytest.raises(AssertionError, match="scores has not committed"):
+        store.commit_facts("scores")
+    commit(store, "scores", names=("c",))  # done again: nothing of the dead attempt is left
+    assert store.files("scores") == [store.path("scores", "c.parquet")]
+
+
+def test_begin_sweeps_what_a_dead_attempt_left(store):
+    folder = Path(store.begin("scores"))
+    (folder / "old.parquet").write_bytes(b"half")
+    (folder / "deeper").mkdir()
+    again = Path(store.begin("scores"))
+    assert again == folder
+    assert list(again.iterdir()) == []
+
+
+def test_begin_leaves_other_stages_alone(store):
+    commit(store, "scores")
+    staged = Path(store.begin("weights"))
+    (staged / "x").write_text("x")
+    store.begin("selection")
+    assert store.is_done("scores")
+    assert (staged / "x").exists()
+
+
+def test_a_commit_that_dies_before_its_commit_file(store, monkeypatch):
+    folder = store.begin("scores")
+    write_table(store.filesystem, f"{folder}/a.parquet", TABLE)
+    with monkeypatch.context() as patch:
+        fail_while_writing(patch)
+        with pytest.raises(OSError, match="full"):
+            store.commit("scores", {})
+    assert not store.is_done("scores")
+    commit(store, "scores")
+    assert store.files("scores") == [store.path("scores", "a.parquet")]
+
+
+def test_files_are_sorted_and_hidden_names_are_none(store):
+    commit(store, "scores", names=("part-10", "part-9", "part-09", "A"))
+    folder = Path(store.path("scores"))
+    (folder / "_unfinished.parquet").write_bytes(b"half")  # names with an underscore are no data to any reader
+    (folder / "notes.txt").write_text("x")
+    names = [path.rpartition("/")[2] for path in store.files("scores")]
+    assert names == ["A.parquet", "part-09.parquet", "part-10.parquet", "part-9.parquet"]
+
+
+def test_seal_and_discard(store):
+    store.write_bytes("proxy/model.safetensors", b"weights")
+    assert not store.is_done("proxy")
+    store.seal("proxy", {"arch": "resnet9"})
+    assert store.commit_facts("proxy") == {"arch": "resnet9"}
+    store.discard("proxy")
+    store.discard("proxy")  # not there any more
+    assert not store.is_done("proxy")
+    assert not Path(store.path("proxy")).exists()
+
+
+def test_json_comes_back(store):
+    assert store.read_json("manifest.json") is None
+    value = {"ü": [1, 2.5, None], "nested": {"a": 2**62}}
+    store.write_json("manifest.json", value)
+    assert store.read_json("manifest.json") == value
+    store.write_json("manifest.json", {})
+    assert store.read_json("manifest.json") == {}
+
+
+# Whole or not at all.
+
+
+class Failing:
+    """An output stream on a disk that is full after ten bytes."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __enter__(self):
+        self.stream.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.stream.__exit__(*error)
+
+    def write(self, content: bytes) -> None:
+        self.stream.write(content[:10])
+        raise OSError(28, "the disk is full")
+
+
+class FullDisk(pafs.LocalFileSystem):
+    def open_output_stream(self, *arguments, **options):
+        return Failing(super().open_output_stream(*arguments, **options))
+
+
+def fail_while_writing(patch: pytest.MonkeyPatch) -> None:
+    """Every `write_file` meets a full disk."""
+    whole = run_store.write_file
+    patch.setattr(run_store, "write_file", lambda _, path, content: whole(FullDisk(), path, content))
+
+
+def test_a_file_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "er" / "x.json"
+    with pytest.raises(OSError, match="full"):
+        write_file(FullDisk(), str(path), b"0123456789abcdef")
+    assert not path.exists()
+    write_file(pafs.LocalFileSystem(), str(path), b"one")
+    with pytest.raises(OSError, match="full"):
+        write_file(FullDisk(), str(path), b"0123456789abcdef")
+    assert path.read_bytes() == b"one"
+    write_file(pafs.LocalFileSystem(), str(path), b"two")
+    assert path.read_bytes() == b"two"
+
+
+def test_a_file_leaves_nothing_aside(tmp_path):
+    write_file(pafs.LocalFileSystem(), str(tmp_path / "x.json"), b"one")
+    assert os.listdir(tmp_path) == ["x.json"]
+
+
+def test_a_table_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    with monkeypatch.context() as patch:
+
+        def stop_half_way(table, target, **options):
+            Path(target).write_bytes(b"PAR1 and no more")
+            raise KeyboardInterrupt
+
+        patch.setattr(run_store.pq, "write_table", stop_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            write_table(pafs.LocalFileSystem(), str(path), TABLE)
+    assert not path.exists()
+    write_table(pafs.LocalFileSystem(), str(path), TABLE)
+    assert pq.read_table(path).equals(TABLE)
+    assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
+
+
+def test_what_a_killed_worker_left_does_not_spoil_the_stage(store, monkeypatch):
+    # A worker is killed while it writes; its successor, another process, writes the part again. Users read the folder.
+    folder = store.begin("scores")
+    with monkeypatch.context() as patch:
+
+        def stop_half_way(table, target, **options):
+            Path(target).write_bytes(b"PAR1 and no more")
+            raise KeyboardInterrupt
+
+        patch.setattr(run_store.pq, "write_table", stop_half_way)
+        patch.setattr(run_store.os, "getpid", lambda: 1234567)
+        with pytest.raises(KeyboardInterrupt):
+            write_table(store.filesystem, f"{folder}/a.parquet", TABLE)
+    write_table(store.filesystem, f"{folder}/a.parquet", TABLE)
+    store.commit("scores", {})
+    assert store.read("scores").num_rows == 1000
+    assert pq.read_table(store.path("scores")).num_rows == 1000
+
+
+# Filesystems.
+
+
+def test_local_paths_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for uri, expected in (
+        ("run", tmp_path / "run"),
+        ("./a/../run/", tmp_path / "run"),
+        ("~/run", tmp_path / "home" / "run"),
+        (f"file://{tmp_path}/run", tmp_path / "run"),
+        (f"file://{tmp_path}/a%20b", tmp_path / "a b"),
+    ):
+        filesystem, path = open_filesystem(uri)
+        assert isinstance(filesystem, pafs.LocalFileSystem)
+        assert path.rstrip("/") == str(expected)
+
+
+@pytest.mark.parametrize("uri", ["nosuch://bucket/run", "http://host/run", "file://relative/run", "://", "a://"])
+def test_unknown_filesystems_are_explained(uri):
+    with pytest.raises(ValueError, match=rf"cannot open {uri}: .*Use a local path, or s3://, gs:// or hdfs://"):
+        open_filesystem(uri)
+
+
+def test_paths_with_and_without_a_slash_at_the_end(tmp_path):
+    for uri in (f"{tmp_path}/run/", f"file://{tmp_path}/run/", f"{tmp_path}/run"):
+        assert RunStore(uri).path("scores", "a") == f"{tmp_path}/run/scores/a"
+
+
+@pytest.fixture(params=["mock", "subtree"])
+def remote(request, tmp_path):
+    """A store that is not on a local filesystem: there is no rename, the files are copied."""
+    store = RunStore("mock:///bucket/run")
+    if request.param == "subtree":
+        store.filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
+        store.root = "run"
+    assert not isinstance(store.filesystem, pafs.LocalFileSystem)
+    return store
+
+
+def test_a_remote_stage_commits(remote):
+    remote.claim(config())
+    remote.claim(config(output="elsewhere"))
+    with pytest.raises(ValueError, match="holds another run"):
+        remote.claim(config(seed=1))
+    commit(remote, "scores", {"num_samples": 2000}, names=("b", "a"))
+    assert remote.is_done("scores")
+    assert remote.commit_facts("scores") == {"num_samples": 2000}
+    assert remote.files("scores") == [remote.path("scores", "a.parquet"), remote.path("scores", "b.parquet")]
+    assert remote.read("scores").num_rows == 2000
+    assert remote.filesystem.get_file_info(remote.path("_staging", "scores")).type == pafs.FileType.NotFound
+
+
+def test_a_remote_stage_is_done_again(remote):
+    remote.write_json("scores/part-1.parquet", {})  # copied by an attempt that died before its commit file
+    assert not remote.is_done("scores")
+    folder = remote.begin("scores")
+    write_table(remote.filesystem, f"{folder}/a.parquet", TABLE)
+    remote.commit("scores", {})
+    assert remote.files("scores") == [remote.path("scores", "a.parquet")]
+
+
+def test_remote_files_are_sealed_and_discarded(remote):
+    remote.write_bytes("proxy/model.safetensors", b"weights")
+    remote.seal("proxy", {"a": 1})
+    assert remote.is_done("proxy")
+    remote.discard("proxy")
+    assert not remote.is_done("proxy")
