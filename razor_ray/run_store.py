@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -68,12 +70,16 @@ class RunStore:
         ValueError
             If the folder holds a run of another configuration, or files that are no run.
         """
+        try:
+            self._claim(config)
+        except NotADirectoryError as error:
+            raise ValueError(f"{self.uri} is no folder, or lies under a file. Choose another --output.") from error
+
+    def _claim(self, config: configuration.PruneConfig | configuration.TrainConfig) -> None:
         text = self._read_text(CONFIG)
         if text is None:
-            if self._list(self.root):
-                raise ValueError(
-                    f"{self.uri} is not empty and holds no run. Choose another --output, or empty it first."
-                )
+            if self._visible(self.root):
+                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it.")
             self.write_json(CONFIG, configuration.to_dict(config))
             return
         try:
@@ -106,9 +112,12 @@ class RunStore:
     def commit(self, stage: str, facts: dict[str, Any]) -> None:
         """Make the stage's files its result, together with `facts` (JSON)."""
         staged, final = self.path("_staging", stage), self.path(stage)
+        for leftover in set(self._list(staged)) - set(self._visible(staged)):
+            self.filesystem.delete_file(f"{staged}/{leftover}")  # of a worker that died while it wrote
         if isinstance(self.filesystem, pafs.LocalFileSystem):
             self.filesystem.move(staged, final)
         else:
+            self.filesystem.create_dir(final, recursive=True)
             for name in self._list(staged):
                 self.filesystem.copy_file(f"{staged}/{name}", f"{final}/{name}")
             self.filesystem.delete_dir(staged)
@@ -126,7 +135,7 @@ class RunStore:
     def files(self, stage: str) -> list[str]:
         """Paths of a committed stage's Parquet files, sorted by name."""
         assert self.is_done(stage), f"stage {stage} has not committed"
-        return [self.path(stage, name) for name in sorted(self._list(self.path(stage))) if name.endswith(".parquet")]
+        return [self.path(stage, name) for name in self._visible(self.path(stage)) if name.endswith(".parquet")]
 
     def read(self, stage: str, columns: list[str] | None = None) -> pa.Table:
         """A committed stage as one table, in the order of its files. For tables of a row per shard or class."""
@@ -155,28 +164,45 @@ class RunStore:
     def _exists(self, path: str) -> bool:
         return self.filesystem.get_file_info(path).type != pafs.FileType.NotFound
 
+    def _visible(self, path: str) -> list[str]:
+        return [name for name in self._list(path) if not name.startswith("_")]
+
     def _list(self, path: str) -> list[str]:
         selector = pafs.FileSelector(path, allow_not_found=True)
+        if self.filesystem.get_file_info(path).type == pafs.FileType.File:
+            raise NotADirectoryError(f"{path} is a file")
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
 
 def write_file(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
     """Write a small file whole or not at all, and the folder that it is in."""
-    folder, _, name = path.rpartition("/")
-    filesystem.create_dir(folder, recursive=True)
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    # A local write can stop half-way, so it goes to a file aside that is renamed; an object store's put is atomic.
-    target = f"{folder}/_{name}.{os.getpid()}" if local else path
-    with filesystem.open_output_stream(target) as stream:
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    with _aside(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
         stream.write(content)
-    if local:
-        filesystem.move(target, path)
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, **options: Any) -> None:
-    """Write one Parquet file (zstd), through a name aside on local disks so that it is there whole or not at all."""
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    target = f"{path}.{os.getpid()}.tmp" if local else path
-    pq.write_table(table, target, filesystem=filesystem, compression="zstd", **options)
-    if local:
+    """Write one Parquet file (zstd) whole or not at all."""
+    with _aside(filesystem, path) as target:
+        pq.write_table(table, target, filesystem=filesystem, compression="zstd", **options)
+
+
+@contextmanager
+def _aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """Where to write a file that is to be there whole or not at all.
+
+    A local write can stop half-way, so it goes to a name that no reader takes for data and is renamed when it has ended
+    well. An object store shows nothing before a put has ended.
+    """
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        yield path
+        return
+    folder, _, name = path.rpartition("/")
+    target = f"{folder}/_{name}.{os.getpid()}"
+    try:
+        yield target
         filesystem.move(target, path)
+    except BaseException:
+        if filesystem.get_file_info(target).type != pafs.FileType.NotFound:
+            filesystem.delete_file(target)
+        raise

@@ -7,9 +7,11 @@ wherever it is computed. A piece is also the grain at which scoring is parallel 
 
 from __future__ import annotations
 
-import fnmatch
+import glob
 import hashlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import pyarrow.ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -85,14 +88,14 @@ def find(config: InputConfig) -> Source:
         filesystem, path = open_filesystem(config.path)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if any(character in path for character in _WILDCARDS):
-        return _find_glob(config.path, filesystem, path)
     info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound and any(character in path for character in _WILDCARDS):
+        return _find_glob(config.path, filesystem, path)
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"there is no {config.path}. --input takes a Parquet file, a folder or a glob.")
     if info.type == pafs.FileType.File:
         return Source(filesystem, path.rpartition("/")[0], (info.base_name,), (info.size or 0,))
-    found = _parquet_files(filesystem, path)
+    found = [info for info in _files(filesystem, path) if info.path.endswith(".parquet")]
     if not found:
         raise InputError(f"{config.path} holds no .parquet file. --input takes a Parquet file, a folder or a glob.")
     return _source(filesystem, path, found)
@@ -113,13 +116,13 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             labels = file.read(columns=[config.label_column])[config.label_column] if file.metadata.num_rows else None
             return ShardFacts(
                 num_samples=file.metadata.num_rows,
-                fingerprint=_fingerprint(source, shard),
+                fingerprint=_fingerprint(source, shard, labels),
                 label_kind=kind,
                 label_counts=_count(labels),
                 class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
                 image_dimensions=_probe_images(file, config.image_column),
             )
-    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
 
 
@@ -166,7 +169,7 @@ def plan_pieces(row_groups: Sequence[int], max_rows: int, batch_size: int) -> li
             pieces.append((first, joined))
             first, joined = first + joined, 0
         if rows > max_rows:
-            parts = -(-rows // max_rows)
+            parts = -(-rows // (max_rows // batch_size * batch_size))
             step = -(-rows // (parts * batch_size)) * batch_size
             pieces += [(first + start, min(step, rows - start)) for start in range(0, rows, step)]
             first += rows
@@ -319,9 +322,9 @@ def class_names_in_metadata(schema: pa.Schema, label_column: str) -> tuple[str, 
             features = json.loads(metadata[b"huggingface"])["info"]["features"]
             if names := features.get(label_column, {}).get("names"):
                 return tuple(map(str, names))
-        if b"class_names" in metadata:
-            return tuple(map(str, json.loads(metadata[b"class_names"])))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        if b"class_names" in metadata and isinstance(names := json.loads(metadata[b"class_names"]), list):
+            return tuple(map(str, names))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None  # metadata of another meaning; the labels themselves will tell
     return None
 
@@ -354,30 +357,41 @@ def _source(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) 
     return Source(filesystem, base, tuple(path for path, _ in by_path), tuple(size for _, size in by_path))
 
 
-def _find_glob(given: str, filesystem: pafs.FileSystem, path: str) -> Source:
-    first = min(path.index(character) for character in _WILDCARDS if character in path)
-    base = path[:first].rpartition("/")[0]
-    depth = path.count("/")
-    found = [
-        info
-        for info in _parquet_files(filesystem, base, any_suffix=True)
-        if fnmatch.fnmatchcase(info.path, path) and ("**" in path or info.path.count("/") == depth)
-    ]
+def _find_glob(given: str, filesystem: pafs.FileSystem, pattern: str) -> Source:
+    first = min(pattern.index(character) for character in _WILDCARDS if character in pattern)
+    base = pattern[:first].rpartition("/")[0]
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        infos = [filesystem.get_file_info(path) for path in glob.glob(pattern, recursive=True)]
+        found = [info for info in infos if info.type == pafs.FileType.File and not _is_hidden(info.path[len(base) :])]
+    else:
+        expression = _glob_expression(pattern)
+        found = [info for info in _files(filesystem, base) if expression.fullmatch(info.path)]
     if not found:
         raise InputError(f"no file matches {given}. Quote the glob, so that the shell does not expand it.")
     return _source(filesystem, base, found)
 
 
-def _parquet_files(filesystem: pafs.FileSystem, folder: str, any_suffix: bool = False) -> list[pafs.FileInfo]:
+def _glob_expression(pattern: str) -> re.Pattern[str]:
+    """A glob as a regular expression: '**/' is any number of folders, '*' and '?' stay inside a name."""
+    wild = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    return re.compile("".join(wild.get(part, part if part.startswith("[") else re.escape(part)) for part in parts))
+
+
+def _files(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
+    """Files in a folder and its subfolders, each once: links may lead to one place by several ways, or in a circle."""
     selector = pafs.FileSelector(folder, recursive=True, allow_not_found=True)
     prefix = len(folder.rstrip("/")) + 1
-    return [
-        info
-        for info in filesystem.get_file_info(selector)
-        if info.type == pafs.FileType.File
-        and (any_suffix or info.path.endswith(".parquet"))
-        and not any(part.startswith(("_", ".")) for part in info.path[prefix:].split("/"))
-    ]
+    found: dict[str, pafs.FileInfo] = {}
+    is_local = isinstance(filesystem, pafs.LocalFileSystem)
+    for info in sorted(filesystem.get_file_info(selector), key=lambda info: (info.path.count("/"), info.path)):
+        if info.type == pafs.FileType.File and not _is_hidden(info.path[prefix:]):
+            found.setdefault(os.path.realpath(info.path) if is_local else info.path, info)
+    return list(found.values())
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
 def _check_columns(schema: pa.Schema, path: str, config: InputConfig) -> LabelKind:
@@ -419,8 +433,8 @@ def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:
     return {entry["values"]: entry["counts"] for entry in pc.call_function("value_counts", [labels]).to_pylist()}
 
 
-def _fingerprint(source: Source, shard: int) -> str:
-    """Hash of a file's size and of its Parquet footer, which holds the offsets and statistics of every column chunk."""
+def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> str:
+    """Hash of a file's size, of its footer (offsets, sizes and statistics of every column chunk) and of its labels."""
     with source.filesystem.open_input_file(f"{source.base}/{source.paths[shard]}") as file:
         size = file.size()
         file.seek(size - 8)
@@ -428,6 +442,12 @@ def _fingerprint(source: Source, shard: int) -> str:
         file.seek(max(size - 8 - length, 0))
         digest = hashlib.blake2b(file.read(length), digest_size=16)
     digest.update(size.to_bytes(8, "little"))
+    if labels is not None:
+        stream = pa.BufferOutputStream()
+        table = pa.table({"label": labels}).combine_chunks()
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(stream.getvalue())
     return digest.hexdigest()
 
 

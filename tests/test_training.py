@@ -1,0 +1,272 @@
+"""Supervised training: loss, learning rate, optimiser and metrics against numbers by hand and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+from torch import nn
+
+from razor_ray import model
+from razor_ray.config import InputConfig, TrainConfig
+from razor_ray.training import (
+    choose_batch_size,
+    choose_learning_rate,
+    classification_metrics,
+    confusion_matrix,
+    learning_rate_factor,
+    make_optimizer,
+    weighted_loss,
+)
+
+seeded = settings(deadline=None, derandomize=True, max_examples=200)
+
+
+def config(**changes) -> TrainConfig:
+    return TrainConfig(input=InputConfig(path="in"), output="out", **changes)
+
+
+# Metrics.
+
+
+def test_metrics_by_hand():
+    # Class 0: 3 of 4 found, 5 predicted: F1 = 2 * 3 / (4 + 5). Class 1: 4 of 6, 6 predicted. Class 2 has no sample,
+    # 1 predicted.
+    got = classification_metrics(
+        np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]]) + np.array([[0, 0, 0], [0, 0, 1], [0] * 3])
+    )
+    assert got["accuracy"] == 7 / 11
+    assert got["recall"] == [3 / 4, 4 / 7, None]
+    assert_allclose(got["macro_f1"], (6 / 9 + 8 / 12) / 2)
+    assert got["worst_recall"] == 4 / 7
+
+
+def test_metrics_of_a_model_that_knows_nothing():
+    got = classification_metrics(np.array([[0, 5], [5, 0]]))
+    assert (got["accuracy"], got["macro_f1"], got["worst_recall"], got["recall"]) == (0, 0, 0, [0, 0])
+
+
+def test_metrics_without_a_sample():
+    with pytest.raises(ValueError, match="no labelled image to evaluate on"):
+        classification_metrics(np.zeros((3, 3), np.int64))
+
+
+pairs = st.integers(2, 6).flatmap(
+    lambda classes: st.tuples(
+        st.just(classes),
+        st.lists(st.tuples(st.integers(0, classes - 1), st.integers(0, classes - 1)), min_size=1, max_size=60),
+    )
+)
+
+
+@seeded
+@given(pairs)
+def test_metrics_are_scikit_learns(drawn):
+    num_classes, rows = drawn
+    true, predicted = np.array(rows).T  # (B,), (B,)
+    confusion = confusion_matrix(torch.from_numpy(true), torch.from_numpy(predicted), num_classes)
+    assert confusion.sum() == len(true)
+    got = classification_metrics(confusion)
+    present = np.unique(true)
+    options = {"labels": present, "average": None, "zero_division": 0}
+    recall = recall_score(true, predicted, **options)
+    assert_allclose(got["accuracy"], accuracy_score(true, predicted))
+    assert_allclose([got["recall"][label] for label in present], recall)
+    assert_allclose(got["macro_f1"], f1_score(true, predicted, **options).mean())
+    assert_allclose(got["worst_recall"], recall.min())
+    assert [label for label in range(num_classes) if got["recall"][label] is None] == sorted(
+        set(range(num_classes)) - set(present.tolist())
+    )
+
+
+def test_confusion_by_hand():
+    true, predicted = torch.tensor([0, 0, 1, 2, -1, 2, -1]), torch.tensor([0, 1, 1, 0, 2, 2, 0])
+    assert_array_equal(confusion_matrix(true, predicted, 3), [[1, 1, 0], [0, 1, 0], [1, 0, 1]])
+    assert_array_equal(confusion_matrix(true.int(), predicted, 3), [[1, 1, 0], [0, 1, 0], [1, 0, 1]])
+    assert_array_equal(confusion_matrix(torch.tensor([-1, -1]), torch.tensor([0, 1]), 2), np.zeros((2, 2)))
+
+
+def test_confusion_of_many_classes():
+    # 70,000 squared does not fit 32 bits; C - 1 times C must not overflow for the classes that there are.
+    labels = torch.tensor([4999, 4998], dtype=torch.int32)
+    confusion = confusion_matrix(labels, torch.tensor([4998, 4998]), 5000)
+    assert confusion[4999, 4998] == 1
+    assert confusion[4998, 4998] == 1
+    assert confusion.sum() == 2
+
+
+# Loss.
+
+
+def loss_by_hand(logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, smoothing: float) -> float:
+    """In float64, sample by sample."""
+    total = mass = 0.0
+    for row, label, weight in zip(logits.astype(np.float64), labels, weights.astype(np.float64), strict=True):
+        if label < 0:
+            continue
+        log_p = row - row.max() - math.log(np.exp(row - row.max()).sum())
+        target = np.full(len(row), smoothing / len(row))
+        target[label] += 1 - smoothing
+        total += weight * -(target * log_p).sum()
+        mass += weight
+    return total / mass if mass else 0.0
+
+
+def test_loss_hand_worked():
+    # Even logits over 4 classes: ln 4, whatever the weights.
+    logits, labels = torch.zeros(3, 4), torch.tensor([0, 3, -1])
+    assert_allclose(weighted_loss(logits, labels, torch.tensor([1.0, 5, 9]), 0.0), math.log(4), rtol=1e-6)
+    # p = (3/4, 1/4): -ln 3/4 and -ln 1/4, weighed 1 to 3.
+    logits = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])
+    got = weighted_loss(logits, torch.tensor([0, 1]), torch.tensor([1.0, 3.0]), 0.0)
+    assert_allclose(got, (math.log(4 / 3) + 3 * math.log(4)) / 4, rtol=1e-6)
+
+
+@seeded
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(2, 7), st.sampled_from([0.0, 0.1, 0.9]))
+def test_loss_against_float64(seed, batch, num_classes, smoothing):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 5, (batch, num_classes)).astype(np.float32)
+    labels = rng.integers(-1, num_classes, batch)
+    weights = (rng.random(batch) * 3).astype(np.float32) * rng.integers(0, 2, batch).astype(np.float32)
+    got = weighted_loss(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(weights), smoothing)
+    assert_allclose(got, loss_by_hand(logits, labels, weights, smoothing), rtol=1e-5, atol=1e-6)
+
+
+def test_weights_count_by_their_ratio_only():
+    logits, labels = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
+    weights = torch.arange(8) / 4
+    one = weighted_loss(logits, labels, weights, 0.1)
+    torch.testing.assert_close(weighted_loss(logits, labels, weights * 1000, 0.1), one)
+    torch.testing.assert_close(weighted_loss(logits, labels, weights / 1e6, 0.1), one)
+    even = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    torch.testing.assert_close(weighted_loss(logits, labels, torch.full((8,), 0.3), 0.1), even)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [-1, -1, -1], [0, -1, 2]])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_no_weight_is_no_loss(labels, scale):
+    logits = (torch.eye(3) * scale).requires_grad_()
+    weights = torch.tensor([0.0, 1.0, 0.0]) if labels == [0, -1, 2] else torch.zeros(3)
+    loss = weighted_loss(logits, torch.tensor(labels), weights, 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.tolist() == [[0] * 3] * 3
+
+
+def test_rows_left_out_have_no_gradient():
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weighted_loss(logits, torch.tensor([2, -1, 1]), torch.tensor([1.0, 1.0, 0.0]), 0.0).backward()
+    assert logits.grad[0].abs().sum() > 0
+    assert logits.grad[1:].abs().sum() == 0
+
+
+def test_loss_of_half_precision_logits_is_float32():
+    logits = torch.zeros(2, 4, dtype=torch.bfloat16)
+    got = weighted_loss(logits, torch.tensor([0, 1]), torch.ones(2), 0.0)
+    assert got.dtype == torch.float32
+    assert_allclose(got, math.log(4), rtol=1e-6)
+
+
+# Learning rate.
+
+
+def test_factors_by_hand():
+    points = (0.0, 0.125, 0.25, 0.625, 1.0)
+    assert [learning_rate_factor("one_cycle", p) for p in points] == [0, 0.5, 1, 0.5, 0]
+    assert [learning_rate_factor("constant", p) for p in points] == [1] * 5
+    # Cosine: (1 + cos(pi p)) / 2, at 1/3 it is (1 + 1/2) / 2.
+    points = (0.0, 1 / 3, 0.5, 2 / 3, 1.0)
+    assert_allclose([learning_rate_factor("cosine", p) for p in points], [1, 0.75, 0.5, 0.25, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "constant"])
+def test_factors_are_continuous_and_in_range(schedule):
+    factors = np.array([learning_rate_factor(schedule, p) for p in np.linspace(0, 1, 1001)])
+    assert factors.min() >= 0
+    assert factors.max() == 1
+    assert np.abs(np.diff(factors)).max() < 0.005  # 4 / 1000 is the steepest, in the warm-up
+    peak = 250 if schedule == "one_cycle" else 0
+    assert (np.diff(factors[peak:]) <= 0).all()
+    assert (np.diff(factors[: peak + 1]) >= 0).all()
+
+
+# Choices.
+
+
+def test_batch_sizes_by_hand():
+    # Of 50 steps: 1600 / 50 = 32, 3199 / 50 < 64 <= 3200 / 50, 6400 / 50 = 128.
+    sizes = (0, 1, 100, 1599, 1600, 3199, 3200, 6399, 6400, 50_000, 10**9)
+    assert [choose_batch_size(n) for n in sizes] == [32, 32, 32, 32, 32, 32, 64, 64, 128, 128, 128]
+
+
+def test_learning_rates_by_hand():
+    assert choose_learning_rate("sgd", "resnet9", 128) == 0.2
+    assert choose_learning_rate("sgd", "resnet9", 32) == 0.05
+    assert choose_learning_rate("sgd", "resnet18", 256) == 0.1
+    for optimizer in ("adam", "adamw"):
+        assert choose_learning_rate(optimizer, "resnet9", 999) == 0.001
+
+
+# Optimiser.
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimizer_decays_matrices_only(name, kind):
+    network = model.ResNet9(5)
+    optimizer = make_optimizer(network, config(optimizer=name, weight_decay=0.01), 0.3)
+    assert type(optimizer) is kind
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(decay) == len(list(network.parameters()))  # every one, and none twice
+    for parameter_name, parameter in network.named_parameters():
+        is_matrix = parameter_name.endswith("weight") and parameter.ndim in (2, 4)
+        assert decay[id(parameter)] == (0.01 if is_matrix else 0.0), parameter_name
+    assert {group["lr"] for group in optimizer.param_groups} == {0.3}
+    if name == "sgd":
+        assert {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups} == {(0.9, True)}
+
+
+def test_a_step_by_hand():
+    # Gradient 0: only the decay moves a weight, by lr * decay * w (times 1 + momentum, for Nesterov); the bias stays.
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, 2.0)
+    nn.init.constant_(layer.bias, 3.0)
+    optimizer = make_optimizer(layer, config(optimizer="sgd", weight_decay=0.5), 0.1)
+    layer.weight.grad, layer.bias.grad = torch.zeros(1, 1), torch.zeros(1)
+    optimizer.step()
+    assert_allclose(layer.weight.item(), 2 - 0.1 * 1.9 * 0.5 * 2, rtol=1e-6)
+    assert layer.bias.item() == 3
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, 2.0)
+    optimizer = make_optimizer(layer, config(optimizer="adamw", weight_decay=0.5), 0.1)
+    layer.weight.grad, layer.bias.grad = torch.zeros(1, 1), torch.zeros(1)
+    optimizer.step()
+    assert_allclose(layer.weight.item(), 2 * (1 - 0.1 * 0.5), rtol=1e-6)
+
+
+def test_a_frozen_network_without_matrices():
+    # A group may be empty; the optimiser must still be there.
+    make_optimizer(nn.BatchNorm1d(3), config(), 0.1)
+
+
+def test_a_few_steps_learn():
+    torch.manual_seed(0)
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.randn(30, 3, 2, 2)
+    labels = torch.arange(30) % 3
+    images[:, 0, 0, 0] += labels * 3.0
+    for name, rate in (("sgd", 0.1), ("adam", 0.05), ("adamw", 0.05)):
+        optimizer = make_optimizer(network, config(optimizer=name), rate)
+        first = weighted_loss(network(images), labels, torch.ones(30), 0.0).item()
+        for _ in range(30):
+            optimizer.zero_grad()
+            weighted_loss(network(images), labels, torch.ones(30), 0.0).backward()
+            optimizer.step()
+        assert weighted_loss(network(images), labels, torch.ones(30), 0.0).item() < first
