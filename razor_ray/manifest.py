@@ -14,6 +14,7 @@ from razor_ray import config as configuration
 from razor_ray.run_store import COST, MANIFEST, RunStore
 
 _STAGES = ("catalog", "proxy", "scores", "weights", "selection", "subset")
+_REPORT = "Please report this with the run's folder."
 _PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "scikit-learn", "pillow")
 
 
@@ -34,7 +35,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         "dropped": facts["weights"]["num_samples"] - kept,
         "quarantined": facts["quarantine"]["num_samples"],
     }
-    _check(counts, facts["weights"]["budget"])
+    _check(facts, counts)
     kept_by_class = facts["selection"]["kept_by_class"]
     costs = {stage: store.read_json(f"{stage}/{COST}") or {} for stage in _STAGES}
     manifest = {
@@ -76,13 +77,21 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
     return manifest
 
 
-def _check(counts: dict[str, int], budget: int) -> None:
-    if counts["input"] != counts["kept"] + counts["dropped"] + counts["quarantined"]:
-        raise RuntimeError(f"samples were lost: {counts}. Please report this with the run's folder.")
+def _check(facts: dict[str, dict[str, Any]], counts: dict[str, int]) -> None:
+    """Counts that were made apart from each other must agree."""
+    budget = facts["weights"]["budget"]
     if counts["kept"] != budget:
-        raise RuntimeError(
-            f"{counts['kept']} samples kept of {budget} asked. Please report this with the run's folder."
-        )
+        raise RuntimeError(f"{counts['kept']} samples kept of {budget} asked. {_REPORT}")
+    sums = {
+        "kept, dropped and quarantined": (counts["kept"] + counts["dropped"] + counts["quarantined"], counts["input"]),
+        "scored and quarantined": (counts["scored"] + counts["quarantined"], counts["input"]),
+        "kept of the classes": (sum(facts["selection"]["kept_by_class"].values()), counts["kept"]),
+        "reasons of the selection": (sum(facts["selection"]["reasons"].values()), counts["scored"]),
+        "reasons of the quarantine": (sum(facts["quarantine"]["reasons"].values()), counts["quarantined"]),
+    }
+    for name, (found, expected) in sums.items():
+        if found != expected:
+            raise RuntimeError(f"samples were lost: {name} are {found}, not {expected} ({counts}). {_REPORT}")
 
 
 def _fingerprint(store: RunStore) -> str:

@@ -51,13 +51,18 @@ class Progress:
         counted = f"{self.done:,} {self.unit}, " if self.done else ""
         self._write(f"{self.name:<10}{counted}{_duration(seconds)}{'; ' + summary if summary else ''}", end="\n")
 
+    def abandon(self) -> None:
+        """Leave the line that renews itself, so that what is said next begins on one of its own."""
+        if self._is_terminal and self.done:
+            print(file=self._stream, flush=True)
+
     def _line(self, now: float) -> str:
         seconds = now - self._started
         rate = self.done / seconds if seconds > 0 else 0.0
         of_total = f" of {self.total:,} ({self.done / self.total:.0%})" if self.total else ""
         left = f", {_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
         note = f", {self.note}" if self.note else ""
-        return f"{self.name:<10}{self.done:,}{of_total} {self.unit}, {rate:,.0f}/s{left}{note}"
+        return f"{self.name:<10}{self.done:,}{of_total} {self.unit}, {_rate(rate)}/s{left}{note}"
 
     def _write(self, text: str, end: str) -> None:
         start = "\r\x1b[K" if self._is_terminal else ""
@@ -68,13 +73,21 @@ class Progress:
 def stage(name: str, total: int | None = None, unit: str = "samples") -> Iterator[Progress]:
     """Show a stage's progress on standard error, and its last line when it ends well."""
     progress = Progress(name, total, unit, sys.stderr)
-    yield progress
+    try:
+        yield progress
+    except BaseException:
+        progress.abandon()
+        raise
     progress.finish(progress.note)
 
 
 def say(text: str) -> None:
     """A line for the person who runs this."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _duration(seconds: float) -> str:

@@ -87,6 +87,7 @@ def test_keep_fraction_in_range(value):
     [
         (lambda: InputConfig(path=""), "input"),
         (lambda: InputConfig(path="x", class_names=("cat", "dog", "cat")), "cat"),
+        (lambda: InputConfig(path="x", class_names=()), "class_names"),
         (lambda: ModelConfig(image_size=3), "image_size"),
         (lambda: ModelConfig(image_size=-32), "image_size"),
         (lambda: ProxyConfig(image_size=0), "image_size"),
@@ -227,7 +228,7 @@ def test_round_trip_through_json(config):
 @given(
     st.floats(0, 1, exclude_min=True),
     st.integers(0, 2**63 - 1),
-    st.none() | st.lists(st.text(), unique=True, max_size=4).map(tuple),
+    st.none() | st.lists(st.text(), unique=True, min_size=2, max_size=4).map(tuple),
     st.just("auto") | st.floats(0, 1, exclude_max=True),
 )
 def test_round_trip_of_any_values(keep_fraction, seed, class_names, tail):

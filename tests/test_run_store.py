@@ -89,7 +89,7 @@ def test_a_folder_with_other_files_is_refused(store, tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is not empty and holds no run. Choose another --output, or empty it first"):
+    with pytest.raises(ValueError, match="is not empty and holds no run. Choose another --output, or empty it"):
         store.claim(config())
     assert path.read_bytes() == b"mine"
 

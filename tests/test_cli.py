@@ -1,0 +1,503 @@
+"""The command line: what its flags mean, what it says when a request is wrong, and what it submits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import razor_ray
+from razor_ray import cli
+from razor_ray.cli import main, parse
+from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, TrainConfig, to_dict
+
+REPOSITORY = Path(razor_ray.__file__).parents[1]
+PRUNE = ["--input", "in", "--output", "out", "--keep-fraction", "0.3"]
+TRAIN = ["--input", "in", "--output", "out"]
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What would have been run here."""
+    calls: list[tuple[str, object]] = []
+    monkeypatch.setattr(cli, "_run_here", lambda verb, config: calls.append((verb, config)))
+    return calls
+
+
+def status_of(arguments: list[str]) -> int:
+    """The process's exit status, whether it is returned or raised."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+
+
+# Verbs.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "err"),
+    [
+        (["--help"], 0, "usage: razor-ray <verb>", ""),
+        (["-h"], 0, "prune", ""),
+        ([], 2, "usage: razor-ray <verb>", ""),
+        (["--version"], 0, razor_ray.__version__, ""),
+        (["pruen"], 2, "", "razor-ray: no verb 'pruen'."),
+        (["--input", "x"], 2, "", "no verb '--input'"),
+        (["prune", "--help"], 0, "--keep-fraction", ""),
+        (["train", "--help"], 0, "--num-workers", ""),
+    ],
+)
+def test_verbs_and_help(arguments, status, out, err, capsys):
+    assert status_of(arguments) == status
+    shown = capsys.readouterr()
+    assert out in shown.out
+    assert err in shown.err
+    assert bool(shown.err) == bool(err)
+
+
+def test_help_loads_neither_ray_nor_torch():
+    code = (
+        "import sys, contextlib\n"
+        "from razor_ray.cli import main\n"
+        "for arguments in (['--help'], ['--version'], [], ['nosuch'], ['prune', '--help'], ['train', '--help'],\n"
+        "                  ['prune', '--keep-fraction', '30', '--input', 'x', '--output', 'y']):\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main(arguments)\n"
+        "assert 'ray' not in sys.modules, 'ray'\n"
+        "assert 'torch' not in sys.modules, 'torch'\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-500:]
+
+
+def test_as_a_module_it_gives_the_status():
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "razor_ray.cli", "prune", "--input", "x", "--output", "y", "--keep-fraction", "30"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        "razor-ray prune: keep_fraction must be in (0, 1], got 30. It is the fraction to keep, not a percentage: "
+        "to keep 30 % pass 0.3.\n"
+    )
+
+
+# Flags.
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--seed", "7"], "seed", 7),
+        (["--max-quarantine-fraction", "0.05"], "max_quarantine_fraction", 0.05),
+        (["--input.image-column", "img"], "input.image_column", "img"),
+        (["--input.label-column", "target"], "input.label_column", "target"),
+        (["--input.id-column", "name"], "input.id_column", "name"),
+        (["--input.class-names", "a", "b c"], "input.class_names", ("a", "b c")),
+        (["--proxy.weights", "w.safetensors"], "proxy.weights", "w.safetensors"),
+        (["--proxy.arch", "my.networks:tiny"], "proxy.arch", "my.networks:tiny"),
+        (["--proxy.epochs", "2"], "proxy.epochs", 2),
+        (["--proxy.image-size", "32"], "proxy.image_size", 32),
+        (["--proxy.image-size", "auto"], "proxy.image_size", "auto"),
+        (["--proxy.learning-rate", "0.1"], "proxy.learning_rate", 0.1),
+        (["--score.hardness", "margin"], "score.hardness", "margin"),
+        (["--score.batch-size", "64"], "score.batch_size", 64),
+        (["--score.num-workers", "2"], "score.num_workers", 2),
+        (["--weigh.beta", "0.999"], "weigh.beta", 0.999),
+        (["--weigh.class-floor", "0"], "weigh.class_floor", 0),
+        (["--sample.clustering", "none"], "sample.clustering", "none"),
+        (["--sample.tail", "0"], "sample.tail", 0),
+        (["--sample.no-noise-guard"], "sample.noise_guard", False),
+    ],
+)
+def test_flags_of_prune(flags, field, value):
+    config, cluster = parse(PruneConfig, [*PRUNE, *flags])
+    assert (config.input.path, config.output, config.keep_fraction) == ("in", "out", 0.3)
+    assert get(config, field) == value
+    assert type(get(config, field)) is type(value) or isinstance(value, int)
+    plain, _ = parse(PruneConfig, PRUNE)
+    assert {name for name in flat(config) if flat(config)[name] != flat(plain)[name]} <= {field}
+    assert cluster == cli.ClusterOptions()
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--eval", "held-out"], "eval.path", "held-out"),
+        (["--eval.label-column", "y"], "eval.label_column", "y"),
+        (["--num-workers", "4"], "num_workers", 4),
+        (["--arch", "resnet9"], "model.arch", "resnet9"),
+        (["--weights", "w.pt"], "model.weights", "w.pt"),
+        (["--image-size", "28"], "model.image_size", 28),
+        (["--epochs", "3"], "epochs", 3),
+        (["--batch-size", "64"], "batch_size", 64),
+        (["--learning-rate", "0.01"], "learning_rate", 0.01),
+        (["--optimizer", "adamw"], "optimizer", "adamw"),
+        (["--schedule", "cosine"], "schedule", "cosine"),
+        (["--augment", "crop_flip"], "augment", "crop_flip"),
+        (["--use-weights"], "use_weights", True),
+        (["--precision", "bf16"], "precision", "bf16"),
+        (["--input.label-column", "y"], "input.label_column", "y"),
+        (["--seed", "3"], "seed", 3),
+    ],
+)
+def test_flags_of_train(flags, field, value):
+    config, _ = parse(TrainConfig, [*TRAIN, *flags])
+    assert (config.input.path, config.output) == ("in", "out")
+    assert get(config, field) == value
+    plain, _ = parse(TrainConfig, TRAIN)
+    assert {name for name in flat(config) if flat(config)[name] != flat(plain)[name]} == {field}
+
+
+def get(config: object, name: str) -> object:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def flat(config: PruneConfig | TrainConfig) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in to_dict(config).items():
+        found |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def test_without_flags_the_defaults():
+    assert parse(PruneConfig, PRUNE)[0] == PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.3)
+    assert parse(TrainConfig, TRAIN)[0] == TrainConfig(input=InputConfig(path="in"), output="out")
+
+
+def test_values_after_an_equals_sign():
+    config, cluster = parse(PruneConfig, ["--input=in", "--output=out", "--keep-fraction=0.3", "--address=http://h:1"])
+    assert config == parse(PruneConfig, PRUNE)[0]
+    assert cluster.address == "http://h:1"
+
+
+def test_flags_do_not_depend_on_the_order(ran):
+    assert main(["prune", "--keep-fraction", "0.3", "--output", "out", "--seed", "3", "--input", "in"]) == 0
+    assert main(["prune", "--seed", "3", *PRUNE]) == 0
+    assert ran[0] == ran[1]
+    assert ran[0][0] == "prune"
+
+
+# Configurations in files.
+
+
+@pytest.fixture
+def saved(tmp_path):
+    config = PruneConfig(
+        input=InputConfig(path="data", class_names=("a", "b")),
+        output="run",
+        keep_fraction=0.2,
+        seed=5,
+        proxy=ProxyConfig(arch="resnet9", epochs=9, image_size=32),
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(config)))
+    return path, config
+
+
+def test_a_config_file_is_the_configuration(saved):
+    path, config = saved
+    assert parse(PruneConfig, ["--config", str(path)])[0] == config
+    assert parse(PruneConfig, ["--config", f"file://{path}"])[0] == config
+
+
+def test_a_config_file_after_an_equals_sign(saved):
+    path, config = saved
+    assert parse(PruneConfig, [f"--config={path}"])[0] == config
+
+
+def test_flags_change_a_config_file(saved):
+    path, config = saved
+    for arguments in (
+        ["--config", str(path), "--output", "new", "--proxy.epochs", "1"],
+        ["--output", "new", "--config", str(path), "--proxy.epochs", "1"],
+        ["--output", "new", "--proxy.epochs", "1", "--config", str(path)],
+    ):
+        changed, _ = parse(PruneConfig, arguments)
+        assert changed.output == "new"
+        assert changed.proxy == ProxyConfig(arch="resnet9", epochs=1, image_size=32)
+        assert (changed.input, changed.keep_fraction, changed.seed) == (config.input, 0.2, 5)
+    changed, cluster = parse(PruneConfig, ["--config", str(path), "--input", "other", "--address", "http://h"])
+    assert changed.input == InputConfig(path="other", class_names=("a", "b"))
+    assert cluster.address == "http://h"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read"),
+        ("", "not a PruneConfig in JSON"),
+        ("[]", "PruneConfig"),
+        ('{"input": {"path": "x"}, "output": "y", "keep_fraction": 30}', "to keep 30 % pass 0.3"),
+        ('{"input": {"path": "x"}, "output": "y", "keep_fraction": 0.3, "epochs": 3}', "unknown setting epochs"),
+    ],
+)
+def test_a_bad_config_file(tmp_path, content, message, capsys, ran):
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["prune", "--config", str(path)]) == 2
+    assert_one_line(capsys.readouterr().err, message)
+    assert not ran
+
+
+def test_a_config_flag_without_a_file(capsys):
+    assert main(["prune", "--config"]) == 2
+    assert_one_line(capsys.readouterr().err, "--config needs a file, such as RUN/config.json")
+
+
+# Wrong requests.
+
+
+def assert_one_line(shown: str, message: str) -> None:
+    assert message in shown
+    assert shown.startswith(("razor-ray prune: ", "razor-ray train: "))
+    assert shown.count("\n") == 1, shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "message"),
+    [
+        ("prune", ["--keep-fraction", "0"], "keep_fraction must be in (0, 1], got 0."),
+        ("prune", ["--keep-fraction", "nan"], "keep_fraction must be in (0, 1], got nan."),
+        ("prune", ["--keep-fraction", "-1"], "keep_fraction must be in (0, 1], got -1."),
+        ("prune", ["--keep-fraction", "30"], "to keep 30 % pass 0.3."),
+        ("prune", ["--seed", "-1"], "seed must be in"),
+        ("prune", ["--max-quarantine-fraction", "2"], "max_quarantine_fraction must be in [0, 1], got 2"),
+        ("prune", ["--input", ""], "input must name a Parquet file, folder or glob, got an empty path."),
+        ("prune", ["--output", ""], "output must name the run's folder"),
+        ("prune", ["--proxy.epochs", "0"], "proxy.epochs must be at least 1, got 0."),
+        ("prune", ["--score.batch-size", "0"], "score.batch_size must be at least 1, got 0."),
+        ("prune", ["--weigh.quantile", "2"], "weigh.quantile must be in [0, 1], got 2"),
+        ("prune", ["--sample.tail", "1"], "It is a fraction of the class."),
+        (
+            "prune",
+            ["--input.class-names", "cat", "dog", "cat"],
+            "input.class_names must differ from each other, got cat more than once.",
+        ),
+        ("prune", ["--input.class-names"], "input.class_names"),  # as of an empty shell variable
+        ("train", ["--epochs", "0"], "epochs must be at least 1, got 0."),
+        ("train", ["--label-smoothing", "1"], "label_smoothing must be in [0, 1), got 1"),
+        ("train", ["--num-workers", "0"], "num_workers must be at least 1, got 0."),
+        ("train", ["--image-size", "2"], "image_size must be at least"),
+    ],
+)
+def test_values_out_of_range_are_one_line(verb, flags, message, capsys, ran):
+    arguments = PRUNE if verb == "prune" else TRAIN
+    assert status_of([verb, *arguments, *flags]) == 2
+    assert_one_line(capsys.readouterr().err, message)
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", *PRUNE, "--keep-fraction", "third"], "--keep-fraction"),
+        (["prune", *PRUNE, "--seed", "1.5"], "--seed"),
+        (["prune", *PRUNE, "--score.hardness", "harder"], "--score.hardness"),
+        (["prune", *PRUNE, "--keep-fractoin", "0.3"], "--keep-fractoin"),
+        (["prune", "--input", "in", "--output", "out"], "--keep-fraction"),
+        (["prune", "--output", "out", "--keep-fraction", "0.3"], "--input"),
+        (["prune", *PRUNE, "--eval", "x"], "--eval"),
+        (["train", *TRAIN, "--keep-fraction", "0.3"], "--keep-fraction"),
+        (["prune", *PRUNE, "word"], "word"),
+    ],
+)
+def test_what_cannot_be_parsed_names_the_flag(arguments, message, capsys, ran):
+    assert status_of(arguments) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert not ran
+
+
+# How a run ends.
+
+
+def raising(error: BaseException):
+    def run_here(verb, config):
+        raise error
+
+    return run_here
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("shard a.parquet cannot be read"), 2, "razor-ray prune: shard a.parquet cannot be read\n"),
+        (OSError("the network is gone"), 1, "razor-ray prune: the network is gone\n"),
+        (
+            OSError(28, "No space left on device", "/run/out"),
+            1,
+            "razor-ray prune: no space left on the disk (/run/out). Make room and run the same command: "
+            "it goes on where it was.\n",
+        ),
+        (KeyboardInterrupt(), 130, "\nrazor-ray prune: stopped. The same command goes on where it was.\n"),
+    ],
+)
+def test_ends_of_a_run(error, status, line, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run_here", raising(error))
+    assert main(["prune", *PRUNE]) == status
+    assert capsys.readouterr().err == line
+
+
+def test_a_full_disk_without_a_name(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_run_here", raising(OSError(28, "Error writing bytes to file")))  # as pyarrow raises it
+    assert main(["prune", *PRUNE]) == 1
+    assert "no space left on the disk" in capsys.readouterr().err
+
+
+def test_a_full_disk_in_a_task_is_explained_too(monkeypatch, capsys):
+    # Ray hands an error of a task on as an OSError of its own whose text is the whole remote traceback.
+    from ray.exceptions import RayTaskError
+
+    cause = OSError(28, "No space left on device", "/run/out")
+    error = RayTaskError("write", "Traceback (most recent call last): ...", cause).as_instanceof_cause()
+    assert isinstance(error, OSError)
+    monkeypatch.setattr(cli, "_run_here", raising(error))
+    assert main(["prune", *PRUNE]) == 1
+    assert_one_line(capsys.readouterr().err, "no space left on the disk (/run/out)")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_run_here", raising(RuntimeError("samples were lost")))
+    with pytest.raises(RuntimeError, match="samples were lost"):
+        main(["prune", *PRUNE])
+
+
+def test_a_run_here_returns_0(ran):
+    assert main(["train", *TRAIN, "--epochs", "2"]) == 0
+    assert ran == [("train", TrainConfig(input=InputConfig(path="in"), output="out", epochs=2))]
+
+
+def test_threads_wait_asleep(ran, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    main(["prune", *PRUNE])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    main(["prune", *PRUNE])
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+# Submitted to a cluster.
+
+
+@pytest.fixture
+def cluster(monkeypatch, ran):
+    """A cluster that takes every job, and what it was asked."""
+    found = SimpleNamespace(status="SUCCEEDED", address=None, job=None, refuses=None)
+
+    class Client:
+        def __init__(self, address, *arguments, **options):
+            if found.refuses:
+                raise found.refuses
+            found.address = address
+
+        def submit_job(self, **job):
+            found.job = job
+            return "raysubmit_1"
+
+        async def tail_job_logs(self, job):
+            yield "first line\n"
+            yield f"last line of {job}\n"
+
+        def get_job_status(self, job):
+            return SimpleNamespace(value=found.status)
+
+    import ray.job_submission
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", Client)
+    found.ran_here = ran
+    return found
+
+
+def submitted(job: dict) -> tuple[list[str], list[str]]:
+    words = shlex.split(job["entrypoint"])
+    assert words[:3] == ["python", "-m", "razor_ray.cli"]
+    return words[3:4], words[4:]
+
+
+ODD = ["--input", "s3://b/a b/*.parquet", "--output", "s3://b/run's", "--keep-fraction", "0.3"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--address", "http://head:8265"],
+        ["--address=http://head:8265"],
+        ["--address", "http://head:8265", "--working-dir", "."],
+        ["--working-dir=.", "--address=http://head:8265"],
+        ["--address", "http://head:8265", "--working_dir", "."],
+        ["--working_dir=.", "--address", "http://head:8265"],
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_job_is_the_same_command_without_the_address(cluster, options, is_first, capsys):
+    arguments = [*ODD, "--input.class-names", "cat", "big dog", "$HOME"]
+    expected, _ = parse(PruneConfig, arguments)
+    assert main(["prune", *options, *arguments] if is_first else ["prune", *arguments, *options]) == 0
+    assert cluster.address == "http://head:8265"
+    verb, rest = submitted(cluster.job)
+    assert verb == ["prune"]
+    assert not [word for word in rest if "address" in word or "working" in word]
+    config, options_there = parse(PruneConfig, rest)
+    assert config == expected
+    assert options_there == cli.ClusterOptions()
+    assert not cluster.ran_here
+    has_folder = any("working" in word for word in options)
+    assert cluster.job["runtime_env"] == ({"working_dir": "."} if has_folder else None)
+    shown = capsys.readouterr()
+    assert shown.out == "first line\nlast line of raysubmit_1\n"
+    assert "raysubmit_1 succeeded" in shown.err
+
+
+def test_a_training_job(cluster):
+    arguments = [*TRAIN, "--eval", "held-out", "--num-workers", "4", "--use-weights"]
+    assert main(["train", "--address", "auto", *arguments]) == 0
+    verb, rest = submitted(cluster.job)
+    assert verb == ["train"]
+    assert parse(TrainConfig, rest)[0] == parse(TrainConfig, arguments)[0]
+
+
+@pytest.mark.parametrize(("status", "expected"), [("SUCCEEDED", 0), ("FAILED", 1), ("STOPPED", 1)])
+def test_the_status_is_the_jobs(cluster, status, expected, capsys):
+    cluster.status = status
+    assert main(["prune", *PRUNE, "--address", "http://h"]) == expected
+    assert f"raysubmit_1 {status.lower()}" in capsys.readouterr().err
+
+
+def test_a_wrong_request_is_not_submitted(cluster, capsys):
+    assert main(["prune", *PRUNE, "--keep-fraction", "30", "--address", "http://h"]) == 2
+    assert cluster.job is None
+    assert_one_line(capsys.readouterr().err, "to keep 30 % pass 0.3")
+
+
+@pytest.mark.parametrize("error", [ConnectionError("refused"), RuntimeError("version 1.0")])
+def test_a_cluster_that_is_not_there(cluster, error, capsys):
+    cluster.refuses = error
+    assert main(["prune", *PRUNE, "--address", "http://h:1"]) == 2
+    assert_one_line(capsys.readouterr().err, f"cannot reach a Ray cluster at http://h:1: {error}")
+
+
+def test_a_config_file_goes_along(cluster, saved):
+    # The file is here, the job runs there: the settings must reach it all the same.
+    path, config = saved
+    assert main(["prune", "--config", str(path), "--seed", "6", "--address", "http://h"]) == 0
+    _, rest = submitted(cluster.job)
+    path.unlink()
+    there, _ = parse(PruneConfig, rest)
+    assert to_dict(there) == to_dict(config) | {"seed": 6}
