@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import io
+import json
 import os
 import shlex
 import sys
@@ -14,7 +18,7 @@ import tyro
 
 import razor_ray
 from razor_ray import config as configuration
-from razor_ray.config import PruneConfig, TrainConfig
+from razor_ray.config import PruneConfig, TrainConfig, to_dict
 from razor_ray.run_store import CONFIG, open_filesystem
 
 _USAGE = """usage: razor-ray <verb> [options]
@@ -75,7 +79,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     try:
         config, cluster = parse(kind, arguments)
         if cluster.address:
-            return _submit(verb, arguments, cluster)
+            return _submit(verb, config, cluster)
         _run_here(verb, config)
         return 0
     except (ValueError, OSError) as error:
@@ -87,30 +91,59 @@ def run(verb: str, arguments: Sequence[str]) -> int:
 
 
 def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOptions]:
-    """Read a verb's command line: `--config FILE` gives the settings, further options change them.
+    """Read a verb's command line: `--config` (a file, or JSON itself) gives the settings, further options change them.
 
     Raises
     ------
     ValueError
         If a setting is out of its range.
     """
-    arguments = list(arguments)
     kind_of_command: Any = _PruneCommand if kind is PruneConfig else _TrainCommand
+    given, rest = _take_config(list(arguments))
     defaults = {}
-    if "--config" in arguments:
-        at = arguments.index("--config")
-        if at + 1 == len(arguments):
-            raise ValueError(f"--config needs a file, such as RUN/{CONFIG}.")
-        defaults["default"] = kind_of_command(settings=configuration.load(kind, _read_text(arguments[at + 1])))
-        del arguments[at : at + 2]
-    command = tyro.cli(
-        kind_of_command,
-        **defaults,
-        prog=f"razor-ray {'prune' if kind is PruneConfig else 'train'}",
-        description=kind.__doc__,
-        args=arguments,
-    )
+    if given is not None:
+        text = given if given.lstrip().startswith("{") else _read_text(given)
+        defaults["default"] = kind_of_command(settings=configuration.load(kind, text))
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            command = tyro.cli(
+                kind_of_command,
+                prog=f"razor-ray {'prune' if kind is PruneConfig else 'train'}",
+                description=kind.__doc__,
+                args=rest,
+                **defaults,
+            )
+    except SystemExit as stop:
+        if refusal := _refusal(stop):
+            raise ValueError(str(refusal)) from None
+        print(messages.getvalue(), end="", file=sys.stderr)
+        raise
     return command.settings, command.cluster
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config, and the other arguments."""
+    for at, argument in enumerate(arguments):
+        if argument == "--config":
+            if at + 1 == len(arguments):
+                raise ValueError(f"--config needs a file, such as RUN/{CONFIG}.")
+            return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
+        if argument.startswith("--config="):
+            return argument.removeprefix("--config="), arguments[:at] + arguments[at + 1 :]
+    return None, arguments
+
+
+def _refusal(stop: BaseException) -> BaseException | None:
+    """What a check of config.py said, behind the box that tyro draws around it and ends with."""
+    error: BaseException | None = stop
+    while error := error.__context__ if error else None:
+        frame = error.__traceback__
+        while frame and frame.tb_next:
+            frame = frame.tb_next
+        if isinstance(error, ValueError) and frame and frame.tb_frame.f_code.co_filename == configuration.__file__:
+            return error
+    return None
 
 
 def _run_here(verb: str, config: Any) -> None:
@@ -120,16 +153,16 @@ def _run_here(verb: str, config: Any) -> None:
     verbs[verb](config)
 
 
-def _submit(verb: str, arguments: Sequence[str], cluster: ClusterOptions) -> int:
+def _submit(verb: str, config: PruneConfig | TrainConfig, cluster: ClusterOptions) -> int:
     from ray.job_submission import JobSubmissionClient
 
-    rest = _without(list(arguments), ("--address", "--working-dir"))
     try:
         client = JobSubmissionClient(cluster.address)
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"cannot reach a Ray cluster at {cluster.address}: {error}") from error
     job = client.submit_job(
-        entrypoint=shlex.join(["python", "-m", "razor_ray.cli", verb, *rest]),
+        # The settings themselves: a configuration file that lies here could not be read there.
+        entrypoint=shlex.join(["python", "-m", "razor_ray.cli", verb, "--config", json.dumps(to_dict(config))]),
         runtime_env={"working_dir": cluster.working_dir} if cluster.working_dir else None,
         metadata={"razor_ray": razor_ray.__version__, "verb": verb},
     )
@@ -145,19 +178,6 @@ async def _follow(client: Any, job: str) -> None:
         print(lines, end="", flush=True)
 
 
-def _without(arguments: list[str], flags: tuple[str, ...]) -> list[str]:
-    """Arguments less some flags and their values."""
-    rest, skip = [], False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in flags:
-            skip = True
-        elif not argument.startswith(tuple(f"{flag}=" for flag in flags)):
-            rest.append(argument)
-    return rest
-
-
 def _read_text(uri: str) -> str:
     filesystem, path = open_filesystem(uri)
     try:
@@ -168,7 +188,8 @@ def _read_text(uri: str) -> str:
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == 28:
+    error = getattr(error, "cause", error)  # Ray wraps the errors of its tasks
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or os.getcwd()
         return f"no space left on the disk ({where}). Make room and run the same command: it goes on where it was."
     return str(error)

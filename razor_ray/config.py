@@ -362,6 +362,8 @@ def _check_seed(seed: int) -> None:
 
 
 def _check_class_names(names: tuple[str, ...] | None) -> None:
+    if names is not None and not names:
+        raise ValueError("input.class_names must name the classes, got none.")
     if names is not None and len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"input.class_names must differ from each other, got {', '.join(twice)} more than once.")

@@ -177,9 +177,8 @@ def _get(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError):
-            # What a user can mend: its own message, without the task's stack.
-            raise type(error.cause)(*error.cause.args) from None
+        if isinstance(error.cause, ValueError | OSError):
+            raise error.cause from None  # what a user can mend: its own message, without the task's stack
         raise
 
 
