@@ -92,6 +92,7 @@ def rgba_16() -> bytes:
         pytest.param(encode(plain(), "GIF", save_all=True, append_images=[noise(20, 20)]), COLOUR, id="moving gif"),
         pytest.param(encode(plain(), "TIFF"), COLOUR, id="tiff"),
         pytest.param(encode(plain(), "PPM"), COLOUR, id="ppm"),
+        pytest.param(encode(plain(), "MPO", save_all=True, append_images=[noise(20, 20)]), COLOUR, id="two-image jpeg"),
         pytest.param(encode(plain("CMYK"), "JPEG"), COLOUR, id="cmyk jpeg"),
         pytest.param(encode(plain("CMYK"), "TIFF"), COLOUR, id="cmyk tiff"),
         pytest.param(encode(plain("L"), "JPEG"), (GREY,) * 3, id="grey jpeg"),
@@ -317,6 +318,7 @@ def test_a_damaged_png_does_not_end_the_process(tmp_path):
     assert ended.returncode == 0, f"killed by signal {-ended.returncode} at {lines[-1]}; {ended.stderr[-300:]}"
     outcome = dict(line.split(" ", 1) for line in lines)
     assert outcome.keys() == contents.keys()
+    assert ended.stderr == "", "a line for each of a thousand bad images hides the rest of a job's log"
     for name in ("no_rows", "few_rows", "no_stream", "wrong_filter"):
         assert outcome[name] in {"broken or truncated image", "not an image"}
 

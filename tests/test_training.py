@@ -25,7 +25,7 @@ from razor_ray.training import (
     weighted_loss,
 )
 
-seeded = settings(deadline=None, derandomize=True, max_examples=200)
+seeded = settings(deadline=None, derandomize=True, max_examples=100)
 
 
 def config(**changes) -> TrainConfig:

@@ -104,16 +104,19 @@ def num_gpus(device: str = "auto") -> int:
     Parameters
     ----------
     device : {'auto', 'cpu', 'cuda'}
-        'cpu' uses none; 'cuda' must have some.
+        'cpu' uses none. 'cuda' must have some: on a cluster that has none now, one is counted, which its autoscaler
+        then brings.
 
     Raises
     ------
     ValueError
-        If 'cuda' is asked for and there is no GPU.
+        If 'cuda' is asked for on a single machine without a GPU.
     """
     found = int(ray.cluster_resources().get("GPU", 0))
     if device == "cuda" and not found:
-        raise ValueError("device is cuda, but the Ray cluster has no GPU. Add a node with one, or pass device auto.")
+        if is_private():
+            raise ValueError("device is cuda, but this machine has no GPU that Ray can see. Pass device auto or cpu.")
+        return 1
     return 0 if device == "cpu" else found
 
 

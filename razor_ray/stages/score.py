@@ -205,8 +205,8 @@ def _resources(config: ScoreConfig, device: str) -> Resources:
     precision = ("bf16" if gpus else "float32") if config.precision == "auto" else config.precision
     if not gpus:
         return Resources(min(workers, cpus), 1.0, 0.0, batch_size, precision)
-    # More workers than GPUs share them evenly.
-    share = min(1.0, gpus / workers)
+    # More workers than GPUs share them evenly; GPUs that an autoscaler has yet to bring are not shared.
+    share = min(1.0, gpus / workers) if runtime.num_gpus() else 1.0
     return Resources(workers, 1.0, share, batch_size, precision)
 
 
