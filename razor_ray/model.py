@@ -19,7 +19,7 @@ DEFAULT_SMALL, DEFAULT_LARGE = "resnet9", "resnet18"
 
 
 class ResNet9(nn.Module):
-    """A small residual network for images of 8 to 64 pixels: eight convolutions, two shortcuts, 0.3 million weights.
+    """A small residual network for images of 8 to 64 pixels: eight convolutions, two shortcuts, 0.4 million weights.
 
     After the network that D. Page trained CIFAR-10 with (How to train your ResNet, 2018), four times as narrow.
 
@@ -160,13 +160,13 @@ def load_weights(network: nn.Module, content: bytes, name: str) -> None:
     if missing or unexpected:
         raise ValueError(
             f"weights {name} do not fit {type(network).__name__}: {len(missing)} missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Check --proxy.arch."
+            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Check the arch."
         )
     for key, value in weights.items():
         if value.shape != own[key].shape:
             raise ValueError(
                 f"weights {name} do not fit: {key} is {tuple(value.shape)}, the network's is {tuple(own[key].shape)}. "
-                "Check --proxy.arch and the number of classes."
+                "Check the arch and the number of classes."
             )
     try:
         network.load_state_dict(dict(weights))

@@ -122,7 +122,7 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
                 class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
                 image_dimensions=_probe_images(file, config.image_column),
             )
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
 
 
@@ -362,7 +362,7 @@ def _find_glob(given: str, filesystem: pafs.FileSystem, pattern: str) -> Source:
     base = pattern[:first].rpartition("/")[0]
     if isinstance(filesystem, pafs.LocalFileSystem):
         infos = [filesystem.get_file_info(path) for path in glob.glob(pattern, recursive=True)]
-        found = [info for info in infos if info.type == pafs.FileType.File and not _is_hidden(info.path[len(base) :])]
+        found = _files_once(filesystem, infos, base)
     else:
         expression = _glob_expression(pattern)
         found = [info for info in _files(filesystem, base) if expression.fullmatch(info.path)]
@@ -375,16 +375,29 @@ def _glob_expression(pattern: str) -> re.Pattern[str]:
     """A glob as a regular expression: '**/' is any number of folders, '*' and '?' stay inside a name."""
     wild = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    return re.compile("".join(wild.get(part, part if part.startswith("[") else re.escape(part)) for part in parts))
+    return re.compile("".join(wild.get(part) or _one_of(part) for part in parts))
+
+
+def _one_of(part: str) -> str:
+    if not part.startswith("["):
+        return re.escape(part)
+    members = part[1:-1]
+    negation = "^" if members.startswith("!") else ""
+    escaped = members.removeprefix("!").replace("\\", r"\\").replace("^", r"\^").replace("[", r"\[")
+    return f"[{negation}{escaped}]"
 
 
 def _files(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     """Files in a folder and its subfolders, each once: links may lead to one place by several ways, or in a circle."""
     selector = pafs.FileSelector(folder, recursive=True, allow_not_found=True)
+    return _files_once(filesystem, filesystem.get_file_info(selector), folder)
+
+
+def _files_once(filesystem: pafs.FileSystem, infos: list[pafs.FileInfo], folder: str) -> list[pafs.FileInfo]:
     prefix = len(folder.rstrip("/")) + 1
     found: dict[str, pafs.FileInfo] = {}
     is_local = isinstance(filesystem, pafs.LocalFileSystem)
-    for info in sorted(filesystem.get_file_info(selector), key=lambda info: (info.path.count("/"), info.path)):
+    for info in sorted(infos, key=lambda info: (info.path.count("/"), info.path)):
         if info.type == pafs.FileType.File and not _is_hidden(info.path[prefix:]):
             found.setdefault(os.path.realpath(info.path) if is_local else info.path, info)
     return list(found.values())
@@ -434,7 +447,10 @@ def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:
 
 
 def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> str:
-    """Hash of a file's size, of its footer (offsets, sizes and statistics of every column chunk) and of its labels."""
+    """Hash of a file's size, of its footer (offsets, sizes and statistics of every column chunk) and of its labels.
+
+    Images that were swapped for others of the same size, with the same statistics, go unseen.
+    """
     with source.filesystem.open_input_file(f"{source.base}/{source.paths[shard]}") as file:
         size = file.size()
         file.seek(size - 8)
