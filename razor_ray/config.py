@@ -105,7 +105,8 @@ class ScoreConfig:
     batch_size: int | Auto = "auto"
     """Images per forward pass; always consecutive rows of one shard. 'auto': 256 on a GPU, 128 on a CPU."""
     num_workers: int | Auto = "auto"
-    """Copies of the proxy. 'auto': one for each GPU, or one for each CPU when there is no GPU."""
+    """Copies of the proxy, at the most. 'auto': one for each GPU, or one for each CPU when there is no GPU, of the
+    cluster as it is at the start; an autoscaling cluster grows to a number that is given."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """Of the forward pass; scores are float32 either way. 'auto': bf16 on GPUs, float32 on CPUs."""
 
@@ -311,7 +312,7 @@ def differences(one: PruneConfig | TrainConfig, other: PruneConfig | TrainConfig
     ]
 
 
-_NO_EFFECT_ON_RESULTS = {"output", "score.num_workers", "cache_gib"}
+_NO_EFFECT_ON_RESULTS = {"output", "score.num_workers", "max_quarantine_fraction"}
 
 
 def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:

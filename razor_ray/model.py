@@ -210,7 +210,9 @@ def _constructor(arch: str) -> Callable[[int], nn.Module]:
             raise ValueError(f"cannot load arch {arch}: {error}. It must be importable on every node.") from error
     if arch not in torchvision.models.list_models(module=torchvision.models):  # classifiers, not detectors
         raise ValueError(f"no arch {arch!r}. Use resnet9, a torchvision model such as resnet50, or module:function.")
-    return lambda num_classes: torchvision.models.get_model(arch, weights=None, num_classes=num_classes)
+    # These two give a second classifier's logits while they train, which nothing here asks for.
+    options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
+    return lambda num_classes: torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)
 
 
 def _state_dict(content: bytes, name: str) -> Mapping[str, Tensor]:

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from razor_ray import energy, manifest, model, report, sources
+import numpy as np
+
+from razor_ray import energy, manifest, model, report, sources, weights
 from razor_ray.config import EvalConfig, InputConfig, PruneConfig, TrainConfig
 from razor_ray.progress import say
 from razor_ray.run_store import COST, RunStore, open_filesystem
@@ -18,6 +20,8 @@ from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
 from razor_ray.stages.score import Proxy, check_quarantine, proxy_in_store, score
 from razor_ray.stages.subset import write_subset
+
+_INPUT = "_input.json"
 
 
 def prune(config: PruneConfig) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages = _Stages(store)
         stages.once("catalog", lambda: catalogs.write(catalogs.build(config.input), store))
         catalog = catalogs.read(config.input, store)
+        _check_budget(config, catalog)
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
         proxy = _read_proxy(config, catalog, store)
         stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
@@ -71,19 +76,37 @@ def train(config: TrainConfig) -> dict[str, Any]:
     store = RunStore(config.output)
     store.claim(config)
     with runtime.session():
-        if not store.is_done("train"):
-            catalog = catalogs.build(config.input)
+        catalog = catalogs.build(config.input)
+        _check_same_input(store, catalog)
+        if store.is_done("train"):
+            say("train     done before, skipped")
+        else:
             if config.use_weights:
                 sources.check_column(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
             held_out = catalogs.build(_eval_input(config.eval), like=catalog) if config.eval.path else None
             result = training.train(config, catalog, held_out, store, "train", "train")
             store.seal("train", {"metrics": result})
         result = store.commit_facts("train")["metrics"]
+    if result.get("num_eval_unusable"):
+        say(f"warning   {result['num_eval_unusable']:,} held-out images could not be used, and count in no figure")
+    if result["num_unusable"]:
+        say(f"warning   {result['num_unusable']:,} images of the input could not be used, and were not trained on")
     if "accuracy" in result:
         accuracy, f1, worst = result["accuracy"], result["macro_f1"], result["worst_recall"]
         say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%}")
     say(f"done      {store.path('train', 'model.safetensors')}")
     return result
+
+
+def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:
+    """Refuse to go on with, or to show, a training of other data that lay at the same place."""
+    begun = store.read_json(_INPUT)
+    if begun is not None and begun["fingerprint"] != catalog.fingerprint:
+        raise sources.InputError(
+            f"the files of {catalog.input.path} are not those that {store.uri} was begun with. "
+            "Choose another --output for the changed input."
+        )
+    store.write_json(_INPUT, {"fingerprint": catalog.fingerprint})
 
 
 class _Stages:
@@ -106,6 +129,13 @@ class _Stages:
         ]
         cost = {"seconds": round(seconds, 3), "joules": round(sum(used), 1) if used else None}
         self.store.write_json(f"{name}/{COST}", cost)
+
+
+def _check_budget(config: PruneConfig, catalog: catalogs.Catalog) -> None:
+    """Refuse a budget that the class floors exceed before anything is trained or scored for it."""
+    sizes = np.array([size for size in catalog.class_sizes if size > 0], np.int64)  # (C,)
+    budget = weights.budget(int(sizes.sum()), config.keep_fraction)
+    weights.class_quotas(np.ones(len(sizes)), sizes, budget, config.weigh.class_floor)
 
 
 def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:

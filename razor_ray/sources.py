@@ -33,6 +33,7 @@ LabelKind = Literal["integer", "string"]
 
 _WILDCARDS = "*?["
 _NUM_PROBED_IMAGES = 8
+_ROWS_READ_AT_ONCE = 500
 
 
 class InputError(ValueError):
@@ -194,9 +195,11 @@ def read_piece(source: Source, piece: Piece, columns: Sequence[str]) -> pa.Table
         for index in range(file.num_row_groups):
             stop = start + file.metadata.row_group(index).num_rows
             if start < end and piece.first_row < stop:
-                group = file.read_row_group(index, columns=list(columns), use_threads=False)
-                skip = max(piece.first_row - start, 0)
-                tables.append(group.slice(skip, min(end, stop) - start - skip))
+                for first, batch in _batches(file, index, start, columns):
+                    if first >= end:
+                        break  # nothing of a large row group is decoded in vain behind the piece
+                    skip = max(piece.first_row - first, 0)
+                    tables.append(pa.table(batch.slice(skip, max(min(end - first, batch.num_rows) - skip, 0))))
             start = stop
     table = pa.concat_tables(tables)
     assert table.num_rows == piece.num_rows
@@ -204,7 +207,7 @@ def read_piece(source: Source, piece: Piece, columns: Sequence[str]) -> pa.Table
 
 
 def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Some rows of a shard, in ascending order, a row group at a time.
+    """Some rows of a shard, in ascending order, some hundreds at a time.
 
     Parameters
     ----------
@@ -214,11 +217,23 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
     with pq.ParquetFile(f"{source.base}/{source.paths[shard]}", filesystem=source.filesystem) as file:
         for index in range(file.num_row_groups):
             stop = start + file.metadata.row_group(index).num_rows
-            low, high = np.searchsorted(rows, [start, stop])
-            if low < high:
-                group = file.read_row_group(index, columns=list(columns), use_threads=False)
-                yield group.take(pa.array(rows[low:high] - start))
+            if np.searchsorted(rows, start) < np.searchsorted(rows, stop):
+                for first, batch in _batches(file, index, start, columns):
+                    low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+                    if low < high:
+                        yield pa.table(batch).take(pa.array(rows[low:high] - first))
             start = stop
+
+
+def _batches(
+    file: pq.ParquetFile, row_group: int, start: int, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """A row group that begins with row `start`, by batches and their first rows: it may be larger than memory."""
+    for batch in file.iter_batches(
+        _ROWS_READ_AT_ONCE, row_groups=[row_group], columns=list(columns), use_threads=False
+    ):
+        yield start, batch
+        start += batch.num_rows
 
 
 def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
@@ -425,6 +440,11 @@ def _check_columns(schema: pa.Schema, path: str, config: InputConfig) -> LabelKi
             f"shard {path}: column {config.image_column!r} is {image}, not bytes or a struct {{bytes, path}}. "
             "Name the column of encoded images with --input.image-column."
         )
+    if config.id_column and not _is_id(kind := schema.field(config.id_column).type):
+        raise InputError(
+            f"shard {path}: column {config.id_column!r} is {kind}, not integers or strings. "
+            "Name the column that names the samples with --input.id-column."
+        )
     label = schema.field(config.label_column).type
     if pa.types.is_dictionary(label):
         label = label.value_type
@@ -436,6 +456,11 @@ def _check_columns(schema: pa.Schema, path: str, config: InputConfig) -> LabelKi
         f"shard {path}: column {config.label_column!r} is {label}, not integers or strings. "
         "Name the column of labels with --input.label-column."
     )
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:

@@ -61,6 +61,7 @@ def test_no_cluster_there(request_to_prune, tmp_path, capfd):
     assert "cannot reach a Ray cluster" in capfd.readouterr().err
 
 
+@pytest.mark.timeout(600)  # three Python processes that load torch one after the other
 def test_job_scripts(ray_session, request_to_prune, working_dir, tmp_path):
     prune = ["python", "jobs/prune.py", *request_to_prune, "--output", str(tmp_path / "run")]
     train = ["python", "jobs/train.py", "--input", f"{tmp_path}/run/subset", "--eval", request_to_prune[1]]

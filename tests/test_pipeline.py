@@ -210,6 +210,55 @@ def test_a_class_with_one_image_is_kept(digits, weights_file, tmp_path):
     assert 7 in pq.read_table(tmp_path / "out" / "subset")["label"].to_pylist()
 
 
+def test_real_photographs(cifar10, weights_file, tmp_path):
+    # 600 of CIFAR-10's test images, JPEG, with the class names that the file has in its metadata.
+    table = pq.read_table(cifar10 / "test-00000-of-00001.parquet").slice(0, 600)
+    path = write_shards(table, tmp_path / "in", 2, row_group_size=250)
+    assert prune(path, tmp_path / "out", weights_file, "--input.id-column", "id") == 0
+    subset = pq.read_table(tmp_path / "out" / "subset")
+    by_id = dict(zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True))
+    assert subset.num_rows == 180
+    assert all(
+        by_id[key] == image["bytes"]
+        for key, image in zip(subset["key"].to_pylist(), subset["image"].to_pylist(), strict=True)
+    )
+    assert json.loads(subset.schema.metadata[b"class_names"]) == json.loads(table.schema.metadata[b"class_names"])
+
+
+def test_a_budget_below_the_floors_is_refused_before_anything_is_done_for_it(digits, weights_file, tmp_path, capfd):
+    path = write_shards(digits, tmp_path / "in", 1)
+    assert prune(path, tmp_path / "out", weights_file, "--weigh.class-floor", "20") == 2  # 10 x 20 of 120
+    assert "a floor of 20 for each of 10 classes takes 200 samples, but the budget is 120" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "proxy").exists()
+
+
+def test_the_advice_to_allow_more_bad_images_can_be_taken(digits, weights_file, tmp_path, capfd):
+    encoded = digits["image"].to_pylist()
+    encoded[7:27] = [b"no image"] * 20
+    table = digits.set_column(0, "image", pa.array(encoded, pa.binary()))
+    path = write_shards(table, tmp_path / "in", 2)
+    assert prune(path, tmp_path / "out", weights_file) == 2
+    assert "raise --max-quarantine-fraction" in capfd.readouterr().err
+    assert prune(path, tmp_path / "out", weights_file, "--max-quarantine-fraction", "0.1") == 0
+    counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
+    assert counts == {"input": 400, "scored": 380, "kept": 114, "dropped": 266, "quarantined": 20}
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_classes_in_another_order_are_refused(digits, tmp_path, capfd, split):
+    # The same integers mean other digits: nobody would see it in the accuracy until much later.
+    names = {"a": b'["0","1","2","3","4","5","6","7","8","9"]', "b": b'["9","8","7","6","5","4","3","2","1","0"]'}
+    for name, value in names.items():
+        write_shards(digits.replace_schema_metadata({b"class_names": value}), tmp_path / name, 1)
+    (tmp_path / "both").mkdir()
+    for name in names:
+        (tmp_path / "both" / f"{name}.parquet").write_bytes((tmp_path / name / "train-00000.parquet").read_bytes())
+    paths = ["--input", f"{tmp_path}/{'both' if split == 'train' else 'a'}", "--output", f"{tmp_path}/out"]
+    assert main(["train", *paths, "--eval", f"{tmp_path}/b"]) == 2
+    assert "class" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "train").exists()
+
+
 def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(digits, weights_file, tmp_path, capfd, monkeypatch):
     from razor_ray import pipeline
 

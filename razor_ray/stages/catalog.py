@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections import Counter
@@ -32,6 +33,13 @@ class Catalog:
     label_kind: sources.LabelKind
     network_size: int
     """Side in pixels that suits the images."""
+    class_sizes: tuple[int, ...]
+    """Samples of each class, those included that may turn out to be unusable."""
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash over the shards' fingerprints."""
+        return hashlib.blake2b("".join(self.table["fingerprint"].to_pylist()).encode(), digest_size=16).hexdigest()
 
     @property
     def num_samples(self) -> int:
@@ -79,6 +87,7 @@ def write(catalog: Catalog, store: RunStore) -> None:
         "class_names": list(catalog.class_names),
         "label_kind": catalog.label_kind,
         "network_size": catalog.network_size,
+        "class_sizes": list(catalog.class_sizes),
     }
     table = catalog.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
     folder = store.begin("catalog")
@@ -104,7 +113,13 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
             "Choose another --output for the changed input."
         )
     return Catalog(
-        source, config, table, tuple(metadata["class_names"]), metadata["label_kind"], metadata["network_size"]
+        source=source,
+        input=config,
+        table=table,
+        class_names=tuple(metadata["class_names"]),
+        label_kind=metadata["label_kind"],
+        network_size=metadata["network_size"],
+        class_sizes=tuple(metadata["class_sizes"]),
     )
 
 
@@ -153,11 +168,36 @@ def _assemble(
         counts.update(fact.label_counts)
     if not sum(counts.values()):
         raise sources.InputError(f"{config.path} holds no rows.")
-    in_metadata = next((fact.class_names for fact in facts if fact.class_names), None)
+    in_metadata = _names_in_metadata(source, facts)
+    if like and kind == "integer" and in_metadata and in_metadata != like.class_names:
+        raise sources.InputError(
+            f"the classes of {config.path} ({', '.join(in_metadata[:3])}, ...) are not in the order of those that are "
+            f"trained on ({', '.join(like.class_names[:3])}, ...), so its integers mean other classes."
+        )
     given = like.class_names if like else config.class_names
     names = sources.resolve_class_names(given, in_metadata, kind, counts)
     sizes = [headers.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
-    return Catalog(source, config, _table(source, facts), names, kind, int(statistics.median_high(sizes or [224])))
+    return Catalog(
+        source=source,
+        input=config,
+        table=_table(source, facts),
+        class_names=names,
+        label_kind=kind,
+        network_size=int(statistics.median_high(sizes or [224])),
+        class_sizes=tuple(counts[name if kind == "string" else label] for label, name in enumerate(names)),
+    )
+
+
+def _names_in_metadata(source: sources.Source, facts: list[sources.ShardFacts]) -> tuple[str, ...] | None:
+    """Class names of the shards' metadata; they must agree, or the same integer would mean two classes."""
+    named = [(path, fact.class_names) for path, fact in zip(source.paths, facts, strict=True) if fact.class_names]
+    for path, names in named:
+        if names != named[0][1]:
+            raise sources.InputError(
+                f"shards {named[0][0]} and {path} name their classes differently in their metadata, so the "
+                "same integer means two classes. Write both with the same names in the same order."
+            )
+    return named[0][1] if named else None
 
 
 def _table(source: sources.Source, facts: list[sources.ShardFacts]) -> pa.Table:

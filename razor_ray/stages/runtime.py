@@ -6,11 +6,11 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from razor_ray import energy
@@ -120,6 +120,22 @@ def num_gpus(device: str = "auto") -> int:
     return 0 if device == "cpu" else found
 
 
+def gpus_of_this_node() -> int:
+    """GPUs of the node that this process runs on, at least 1."""
+    here = ray.get_runtime_context().get_node_id()
+    return max([1, *(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] == here)])
+
+
+def memory_per_cpu() -> int:
+    """Bytes that Ray may give out for each CPU, on the node that has the most; 0 if no node is up."""
+    shares = [
+        node["Resources"].get("memory", 0) / max(node["Resources"].get("CPU", 1), 1)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    return int(max(shares, default=0))
+
+
 def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:
     """Energy counters of every node, as `energy.counters` reads them; nodes that do not answer soon are left out."""
     read = ray.remote(energy.counters)
@@ -133,7 +149,12 @@ def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:
         if node["Alive"]
     }
     answered, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=_SECONDS_FOR_COUNTERS)
-    return {node: ray.get(ref) for node, ref in asked.items() if ref in answered}
+    found = {}
+    for node, ref in asked.items():
+        if ref in answered:
+            with suppress(RayError):  # a spot node may go while it is asked, which is no reason to stop a run
+                found[node] = ray.get(ref)
+    return found
 
 
 def run_tasks(
@@ -159,12 +180,12 @@ def run_tasks(
         What the function raised, as it was raised.
     """
     task = ray.remote(function).options(name=name, num_cpus=num_cpus_each, memory=memory)
-    limit = 2 * num_cpus() + 2
     pending: dict[Any, int] = {}
     calls = enumerate(arguments)
     try:
         while True:
-            while len(pending) < limit and (call := next(calls, None)) is not None:
+            # Asked anew each time: an autoscaling cluster grows while it works.
+            while len(pending) < 2 * num_cpus() + 2 and (call := next(calls, None)) is not None:
                 pending[task.remote(*call[1])] = call[0]
             if not pending:
                 return

@@ -72,7 +72,8 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         ),
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
-        memory=_ACTOR_GIB * 2**30,
+        # No more than a CPU's share of the memory, lest a small machine could start no actor at all.
+        memory=min(_ACTOR_GIB * 2**30, int(0.8 * runtime.memory_per_cpu())) or None,
     )
     reasons: Counter[str] = Counter()
     num_scored = 0
@@ -143,8 +144,9 @@ class Scorer:
         model.load_weights(network, weights, proxy.weights_path)
         network = model.FeaturesAndLogits(network.eval())
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        threads = len(os.sched_getaffinity(0)) // max(1, runtime.num_gpus()) if resources.num_gpus else 0
-        self.pool = ThreadPoolExecutor(threads) if threads else None
+        self.pool = None
+        if resources.num_gpus:
+            self.pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // runtime.gpus_of_this_node()))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score pieces; gives a row of counts for each."""
@@ -204,7 +206,8 @@ def _resources(config: ScoreConfig, device: str) -> Resources:
     batch_size = (_BATCH_ON_GPU if gpus else _BATCH_ON_CPU) if config.batch_size == "auto" else config.batch_size
     precision = ("bf16" if gpus else "float32") if config.precision == "auto" else config.precision
     if not gpus:
-        return Resources(min(workers, cpus), 1.0, 0.0, batch_size, precision)
+        # One machine does not grow; a cluster may, up to the number of workers that was asked for.
+        return Resources(min(workers, cpus) if runtime.is_private() else workers, 1.0, 0.0, batch_size, precision)
     # More workers than GPUs share them evenly; GPUs that an autoscaler has yet to bring are not shared.
     share = min(1.0, gpus / workers) if runtime.num_gpus() else 1.0
     return Resources(workers, 1.0, share, batch_size, precision)

@@ -92,7 +92,10 @@ def train(
     held_out_pieces = _plan(held_out, size) if held_out else []
     task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
     weight_column = "weight" if config.use_weights else None
-    datasets = {"train": _dataset(catalog, _plan(catalog, task.stored_size), task.stored_size, weight_column)}
+    # Shards may be sorted by class, and streamed data is shuffled in a window only: so the pieces come in random order.
+    planned = _plan(catalog, task.stored_size)
+    planned = [planned[place] for place in np.random.default_rng(config.seed).permutation(len(planned))]
+    datasets = {"train": _dataset(catalog, planned, task.stored_size, weight_column)}
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
         datasets[f"eval_{rank}"] = _dataset(held_out, held_out_pieces[rank :: task.num_workers], size)
@@ -135,7 +138,7 @@ def _cpus_per_worker(num_workers: int) -> float:
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
     """What a worker raised, if that is for the user to mend; else the failure itself."""
     failures = getattr(error, "worker_failures", {})
-    return next((failure for failure in failures.values() if isinstance(failure, ValueError)), error)
+    return next((failure for failure in failures.values() if isinstance(failure, ValueError | OSError)), error)
 
 
 def read_metrics(store: RunStore, folder: str) -> list[dict[str, Any]]:
@@ -274,8 +277,7 @@ class _Worker:
         self.plain = network.to(memory_format=torch.channels_last)
         self.network: nn.Module = ray.train.torch.prepare_model(self.plain)
         self.optimizer = training.make_optimizer(self.plain, task.config, task.learning_rate)
-        # Workers crop differently, and epochs too: the generator's state is part of the checkpoint.
-        self.generator = torch.Generator().manual_seed(task.config.seed * 1_000_003 + self.rank)
+        self.generator = torch.Generator()
         self.train_feed = _Feed("train", task, task.batch_size, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
         self.eval_feed = (
@@ -298,6 +300,10 @@ class _Worker:
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
+        # Of seed, epoch and worker, so that a training that was interrupted goes on as if it had not been.
+        seed = int(np.random.SeedSequence([self.task.config.seed, epoch, self.rank]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        self.generator.manual_seed(seed)
         self.network.train()
         # Sum of losses, steps, rows, rows without a usable image.
         totals = torch.zeros(4, dtype=torch.float64)
@@ -349,7 +355,11 @@ class _Worker:
                 found = training.confusion_matrix(batch["label"], logits.argmax(1).cpu(), len(confusion))
                 confusion += torch.from_numpy(found)
         confusion = self._sum_over_workers(confusion).long().numpy()
-        return training.classification_metrics(confusion) | {"num_eval": int(confusion.sum())}
+        num_eval = int(confusion.sum())
+        return training.classification_metrics(confusion) | {
+            "num_eval": num_eval,
+            "num_eval_unusable": self.task.num_eval - num_eval,
+        }
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16")
@@ -388,7 +398,6 @@ class _Worker:
         return {
             "network": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "generator": self.generator.get_state(),
             "lines": json.dumps(self.lines),
         }
 
@@ -400,7 +409,6 @@ class _Worker:
         state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         self.plain.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.generator.set_state(state["generator"].cpu())
         self.lines = json.loads(state["lines"])
         self.next_epoch = len(self.lines) + 1
 
@@ -427,14 +435,15 @@ class _Feed:
         """One epoch; shuffled, if there is a generator to do it by."""
         if self.is_cached:
             return self._from_cache(generator)
-        return self._streamed(shuffle=generator is not None)
+        return self._streamed(generator)
 
-    def _streamed(self, *, shuffle: bool) -> Iterator[dict[str, Tensor]]:
+    def _streamed(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
         shard: Any = ray.train.get_dataset_shard(self.name)
-        window = _SHUFFLE_WINDOW * self.batch_size if shuffle else None
-        for batch in shard.iter_batches(
-            batch_size=self.batch_size, local_shuffle_buffer_size=window, prefetch_batches=2
-        ):
+        shuffled = {}
+        if generator is not None:
+            seed = int(torch.randint(2**31, (1,), generator=generator))
+            shuffled = {"local_shuffle_buffer_size": _SHUFFLE_WINDOW * self.batch_size, "local_shuffle_seed": seed}
+        for batch in shard.iter_batches(batch_size=self.batch_size, prefetch_batches=2, **shuffled):
             yield {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}
 
     def _from_cache(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:

@@ -113,6 +113,8 @@ def _gather(*tables: pa.Table) -> dict[int, _ClassLosses]:
     correct = table["correct"].to_numpy(zero_copy_only=False)
     order = np.lexsort((loss, label))  # (N,)
     label, loss, correct = label[order], loss[order], correct[order]
+    if not len(label):
+        return {}  # a partition none of whose classes has a sample
     present, starts = np.unique(label, return_index=True)
     stops = [*starts[1:].tolist(), len(label)]
     return {
@@ -129,6 +131,8 @@ def _exact_quantile(held: list[Any], quantile: float) -> float:
     """
     upper = _sum_counts(held, None)
     num_samples = int(upper.sum())
+    if not num_samples:
+        raise ValueError("no sample was scored: all of them are in quarantine/, which says why.")
     wanted = max(math.ceil(num_samples * quantile) - 1, 0)
     high = int(np.searchsorted(np.cumsum(upper), wanted, side="right"))
     lower = _sum_counts(held, high)

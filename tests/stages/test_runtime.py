@@ -52,8 +52,10 @@ def test_actors_on_cpus(cluster):
     cluster({"CPU": 8.0})
     found = _resources(ScoreConfig(), "auto")
     assert (found.num_workers, found.num_cpus, found.num_gpus, found.precision) == (8, 1.0, 0.0, "float32")
-    assert _resources(ScoreConfig(num_workers=100), "auto").num_workers == 8  # more would wait for ever
+    assert _resources(ScoreConfig(num_workers=100), "auto").num_workers == 100  # an autoscaler may bring them
     assert _resources(ScoreConfig(), "cpu").batch_size == 128
+    cluster({"CPU": 8.0}, is_private=True)
+    assert _resources(ScoreConfig(num_workers=100), "auto").num_workers == 8  # one machine does not grow
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 1), (2, 2), (4, 2), (8, 7), (8, 16)])

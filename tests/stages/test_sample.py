@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from razor_ray import schema
-from razor_ray.config import InputConfig, PruneConfig, SampleConfig, WeighConfig
+from razor_ray import sampling, schema
+from razor_ray.config import InputConfig, PruneConfig, SampleConfig, ScoreConfig, WeighConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import runtime, weigh
 from razor_ray.stages.sample import random_ids, sample
@@ -86,10 +86,47 @@ def test_ids_of_users_are_hashed_by_their_bytes():
     assert random_ids(np.array([2**33 + 1]), ["a"], by_key=False).tolist() == [2**33 + 1]
 
 
-def test_the_hardness_that_is_asked_for_ranks(tmp_path):
-    table = make_scores(2000)
-    selection = select(tmp_path / "run", table, score=PruneConfig.__dataclass_fields__["score"].default_factory())
-    np.testing.assert_array_equal(selection["hardness"], table["el2n"])
+@pytest.mark.parametrize("noise_guard", [True, False])
+@pytest.mark.parametrize("hardness", ["el2n", "margin", "entropy"])
+def test_each_class_is_sampled_as_the_pure_function_says(tmp_path, hardness, noise_guard):
+    table = contradicted(make_scores(2000))
+    settings = SampleConfig(noise_guard=noise_guard, tail="auto")
+    selection = select(tmp_path / "run", table, score=ScoreConfig(hardness=hardness), sample=settings, seed=3)
+    np.testing.assert_array_equal(selection["hardness"], table[hardness])
+    committed = weigh.read(RunStore(str(tmp_path / "run"))).table
+    for label, quota in zip(committed["label"].to_pylist(), committed["quota"].to_pylist(), strict=True):
+        rows = table.filter(pc.field("label") == label)
+        got = selection.filter(pc.field("label") == label)
+        embedding = rows["embedding"].combine_chunks()
+        expected = sampling.sample_class(
+            hardness=rows[hardness].to_numpy(),
+            embedding=embedding.flatten().to_numpy().reshape(len(embedding), -1),
+            ids=rows["sample_id"].to_numpy(),
+            quota=quota,
+            seed=3,
+            label=label,
+            wrong_label_fraction=sampling.estimate_wrong_labels(rows["loss"].to_numpy(), rows["margin"].to_numpy()),
+            settings=settings,
+            floor_bound=quota == 1,
+        )
+        np.testing.assert_array_equal(got["keep"].to_numpy(zero_copy_only=False), expected.keep)
+        np.testing.assert_array_equal(got["rank"], expected.rank)
+        np.testing.assert_array_equal(got["cluster"], expected.cluster)
+        assert got["reason"].to_pylist() == [sampling.REASONS[code] for code in expected.reason]
+
+
+def contradicted(table: pa.Table) -> pa.Table:
+    """The scores with scores that rank differently, and a third of the samples contradicted with confidence."""
+    rng = np.random.default_rng(11)
+    replaced = {
+        "margin": np.where(rng.random(2000) < 0.3, 0.9, -0.5) + rng.normal(0, 0.01, 2000),
+        "entropy": rng.random(2000),
+        "loss": np.where(rng.random(2000) < 0.3, 4.0, 0.1) + rng.random(2000) * 0.01,
+    }
+    for name, values in replaced.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), pa.array(values.astype(np.float32)))
+    return table
 
 
 @pytest.mark.parametrize("clustering", ["mean_shift", "none"])

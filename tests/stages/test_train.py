@@ -100,13 +100,38 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, monk
     assert untimed(resumed) == untimed(whole)
 
 
-def test_streamed_data_reaches_the_network_too(split, tmp_path):
-    lines = train(config(split, tmp_path / "run", cache_gib=0.0, epochs=4))
-    assert [line["num_samples"] for line in lines] == [300] * 4
+def test_streamed_data_reaches_the_network_too_and_the_seed_orders_it(split, tmp_path):
+    lines = train(config(split, tmp_path / "run", cache_gib=0.0, epochs=3))
+    assert [line["num_samples"] for line in lines] == [300] * 3
     assert lines[-1]["num_eval"] == 100
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    assert untimed(train(config(split, tmp_path / "again", cache_gib=0.0, epochs=3))) == untimed(lines)
 
 
+def test_unusable_held_out_images_are_told(split, digits, tmp_path, capfd):
+    encoded = digits["image"].to_pylist()[300:]
+    encoded[0] = b"no image"
+    table = digits.slice(300).set_column(0, "image", pa.array(encoded, pa.binary()))
+    write_shards(table, tmp_path / "test", 1)
+    paths = ["--input", f"{split}/train", "--eval", f"{tmp_path}/test", "--output", f"{tmp_path}/run"]
+    assert main(["train", *paths, "--epochs", "1"]) == 0
+    line = json.loads((tmp_path / "run/train/metrics.jsonl").read_text())
+    assert (line["num_eval"], line["num_eval_unusable"]) == (99, 1)
+    assert "1 held-out images could not be used" in capfd.readouterr().err
+
+
+def test_a_training_of_other_data_is_not_shown_as_this_one(split, digits, tmp_path, capfd):
+    write_shards(digits.slice(0, 300), tmp_path / "in", 1)
+    paths = ["--input", f"{tmp_path}/in", "--output", f"{tmp_path}/run", "--epochs", "1"]
+    assert main(["train", *paths]) == 0
+    assert main(["train", *paths]) == 0
+    assert "done before, skipped" in capfd.readouterr().err
+    write_shards(digits.slice(50, 300), tmp_path / "in", 1)
+    assert main(["train", *paths]) == 2
+    assert "are not those that" in capfd.readouterr().err
+
+
+@pytest.mark.timeout(600)
 def test_two_workers_count_every_sample(split, digits, tmp_path):
     write_shards(digits.slice(0, 299), tmp_path / "odd", 3)  # an equal split of 299 drops one
     settings = config(split, tmp_path / "run", input=InputConfig(path=str(tmp_path / "odd")), num_workers=2)

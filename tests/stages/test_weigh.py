@@ -129,8 +129,27 @@ def test_quota_rules(tmp_path, rule):
     if rule == "proportional":
         share = 600 * sizes / 2000
         assert (np.abs(quota - share)[sizes > 1] <= 1).all()
+    if rule == "recall":
+        label, correct = table["label"].to_numpy(), table["correct"].to_numpy(zero_copy_only=False)
+        recall = np.array([correct[label == value].mean() for value in got.table["label"].to_pylist()])
+        assert_array_equal(quota, weights.class_quotas(1 - recall, sizes, 600))
     if rule == "uniform":
         assert np.ptp(quota[quota < sizes]) <= 1  # the same for all that are not kept whole
+
+
+def test_many_more_names_than_classes(tmp_path):
+    # ImageNet's thousand names on a subset of six classes: most of the partitions are empty.
+    store = RunStore(str(tmp_path / "run"))
+    commit_scores(store, make_scores(300), 2)
+    weigh.weigh(store, tuple(f"class {label}" for label in range(1000)), WeighConfig(), 0.5)
+    assert sum(weigh.read(store).table["quota"].to_pylist()) == 150
+
+
+def test_nothing_was_scored(tmp_path):
+    store = RunStore(str(tmp_path / "run"))
+    commit_scores(store, make_scores(300).slice(0, 0), 1)
+    with pytest.raises(ValueError, match="no sample was scored"):
+        weigh.weigh(store, NAMES, WeighConfig(), 0.5)
 
 
 def test_infeasible_floor(tmp_path):
