@@ -35,7 +35,16 @@ def request_to_prune(tmp_path_factory, digits) -> list[str]:
     torch.manual_seed(0)
     (folder / "proxy.safetensors").write_bytes(model.save_weights(model.build("resnet9", 10)))
     path = write_shards(digits, folder / "in", 2)
-    return ["--input", str(path), "--proxy.weights", f"{folder}/proxy.safetensors", "--keep-fraction", "0.3"]
+    return [
+        "--input",
+        str(path),
+        "--proxy.weights",
+        f"{folder}/proxy.safetensors",
+        "--keep-fraction",
+        "0.3",
+        "--score.num-workers",
+        "1",
+    ]
 
 
 def test_submitted_with_address(ray_session, request_to_prune, working_dir, tmp_path, capfd):

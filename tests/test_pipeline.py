@@ -36,7 +36,8 @@ def run(tmp_path_factory, digits, weights_file):
 
 
 def prune(path, output, weights, *options) -> int:
-    fixed = ["--input", str(path), "--output", str(output), "--proxy.weights", str(weights)]
+    # One actor: each that starts loads torch, which is most of the time that these tests take.
+    fixed = ["--input", str(path), "--output", str(output), "--proxy.weights", str(weights), "--score.num-workers", "1"]
     return main(["prune", *fixed, *([] if "--keep-fraction" in options else ["--keep-fraction", "0.3"]), *options])
 
 

@@ -223,7 +223,10 @@ def _dataset(
                     "weight": decoded.weight,
                 }
 
-    return ingest.dataset(planned).map_batches(decode_pieces, batch_size=1, num_cpus=0.5)
+    decoded = ingest.dataset(planned).map_batches(decode_pieces, batch_size=1, num_cpus=0.5)
+    # In order, whichever piece is decoded first: what is shuffled by a seed must be the same each time.
+    decoded.context.execution_options.preserve_order = True
+    return decoded
 
 
 @contextmanager

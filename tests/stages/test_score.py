@@ -26,7 +26,7 @@ def put_proxy(store: RunStore, num_classes: int = 10) -> torch.nn.Module:
     return network
 
 
-def scored(folder, path, *, num_workers=2, batch_size=32, max_quarantine_fraction=0.01, **settings):
+def scored(folder, path, *, num_workers=1, batch_size=32, max_quarantine_fraction=0.01, **settings):
     """Score what lies at `path`; the store, and the scores by sample id."""
     store = RunStore(str(folder))
     put_proxy(store)
@@ -128,4 +128,4 @@ def test_a_proxy_that_has_run_away_is_quarantined(tmp_path, digits):
     store.write_bytes("proxy/model.safetensors", model.save_weights(network))
     catalog = catalogs.build(InputConfig(path=str(write_shards(digits, tmp_path / "in", 1))))
     with pytest.raises(QuarantineError, match="score is not finite"):
-        score(catalog, proxy_in_store(store, "resnet9", 10, 8), ScoreConfig(), store, 0.01)
+        score(catalog, proxy_in_store(store, "resnet9", 10, 8), ScoreConfig(num_workers=1), store, 0.01)
