@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import tyro
 
 import razor_ray
 from razor_ray import config as configuration
+from razor_ray import sources
 from razor_ray.config import PruneConfig, TrainConfig, to_dict
 from razor_ray.run_store import CONFIG, open_filesystem
 
@@ -46,12 +48,16 @@ _FLAT = tyro.conf.arg(name="")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _PruneCommand:
     settings: Annotated[PruneConfig, _FLAT]
+    config: str | None = None
+    """A configuration in JSON, such as the config.json of another run: its settings are the defaults of all others."""
     cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _TrainCommand:
     settings: Annotated[TrainConfig, _FLAT]
+    config: str | None = None
+    """A configuration in JSON, such as the config.json of another run: its settings are the defaults of all others."""
     cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
 
 
@@ -85,9 +91,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"razor-ray {verb}: {_explain(error)}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else 2
-    except KeyboardInterrupt:
-        print(f"\nrazor-ray {verb}: stopped. The same command goes on where it was.", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"\nrazor-ray {verb}: stopped. The same command goes on from what is finished.", file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
 
 
 def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOptions]:
@@ -146,8 +152,11 @@ def _refusal(stop: BaseException) -> BaseException | None:
     return None
 
 
-def _run_here(verb: str, config: Any) -> None:
-    from razor_ray import pipeline  # Ray takes seconds to import, which --help should not
+def _run_here(verb: str, config: PruneConfig | TrainConfig) -> None:
+    for given in (config.input, config.eval.as_input() if isinstance(config, TrainConfig) else None):
+        if given:
+            sources.find(given)  # a mistyped path is told at once
+    from razor_ray import pipeline  # Ray and torch take seconds to import, which --help should not
 
     verbs: dict[str, Callable[[Any], Any]] = {"prune": pipeline.prune, "train": pipeline.train}
     verbs[verb](config)
@@ -191,7 +200,7 @@ def _explain(error: Exception) -> str:
     error = getattr(error, "cause", error)  # Ray wraps the errors of its tasks
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or os.getcwd()
-        return f"no space left on the disk ({where}). Make room and run the same command: it goes on where it was."
+        return f"no space left on the disk ({where}). Make room, and the same command goes on from what is finished."
     return str(error)
 
 

@@ -57,6 +57,12 @@ class EvalConfig:
     label_column: str = "label"
     """As for the input."""
 
+    def as_input(self) -> InputConfig | None:
+        """The same as an input; None if there are no held-out images."""
+        if self.path is None:
+            return None
+        return InputConfig(path=self.path, image_column=self.image_column, label_column=self.label_column)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import platform
 from typing import Any
@@ -45,7 +44,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         "seed": config.seed,
         "input": {
             "path": config.input.path,
-            "fingerprint": _fingerprint(store),
+            "fingerprint": facts["catalog"]["fingerprint"],
             "num_shards": facts["catalog"]["num_shards"],
         },
         "proxy": facts["proxy"],
@@ -92,14 +91,6 @@ def _check(facts: dict[str, dict[str, Any]], counts: dict[str, int]) -> None:
     for name, (found, expected) in sums.items():
         if found != expected:
             raise RuntimeError(f"samples were lost: {name} are {found}, not {expected} ({counts}). {_REPORT}")
-
-
-def _fingerprint(store: RunStore) -> str:
-    """One hash over the shards' fingerprints."""
-    digest = hashlib.blake2b(digest_size=16)
-    for value in store.read("catalog", ["fingerprint"])["fingerprint"].to_pylist():
-        digest.update(value.encode())
-    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from razor_ray import energy, manifest, model, report, sources, weights
-from razor_ray.config import EvalConfig, InputConfig, PruneConfig, TrainConfig
+from razor_ray.config import ModelConfig, PruneConfig, TrainConfig
 from razor_ray.progress import say
 from razor_ray.run_store import COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
@@ -42,12 +43,11 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         For whatever a user can mend: the input, the settings, an output that holds another run.
     """
     store = RunStore(config.output)
-    store.claim(config)
+    store.check_free(config)
     with runtime.session():
         stages = _Stages(store)
-        stages.once("catalog", lambda: catalogs.write(catalogs.build(config.input), store))
+        stages.once("catalog", lambda: _begin(config, store))
         catalog = catalogs.read(config.input, store)
-        _check_budget(config, catalog)
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
         proxy = _read_proxy(config, catalog, store)
         stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
@@ -74,16 +74,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
         For whatever a user can mend.
     """
     store = RunStore(config.output)
-    store.claim(config)
+    store.check_free(config)
     with runtime.session():
         catalog = catalogs.build(config.input)
-        _check_same_input(store, catalog)
         if store.is_done("train"):
+            _check_same_input(store, catalog)
             say("train     done before, skipped")
         else:
             if config.use_weights:
                 sources.check_column(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
-            held_out = catalogs.build(_eval_input(config.eval), like=catalog) if config.eval.path else None
+            eval_input = config.eval.as_input()
+            held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
+            _network(config.model, catalog)
+            store.claim(config)  # only now: a request that cannot be met leaves no folder behind
+            _check_same_input(store, catalog)
             result = training.train(config, catalog, held_out, store, "train", "train")
             store.seal("train", {"metrics": result})
         result = store.commit_facts("train")["metrics"]
@@ -131,6 +135,36 @@ class _Stages:
         self.store.write_json(f"{name}/{COST}", cost)
 
 
+def _begin(config: PruneConfig, store: RunStore) -> None:
+    """Look at the input, and make the folder this run's only when the request can be met.
+
+    A mistake that has been mended must not find its own leftovers in the way.
+    """
+    catalog = catalogs.build(config.input)
+    _check_budget(config, catalog)
+    _network(config.proxy, catalog)
+    store.claim(config)
+    catalogs.write(catalog, store)
+
+
+def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, nn.Module]:
+    """A network as it was asked for: name, side of its input, and itself with the weights that were given.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, no such device, or the weights are of another.
+    """
+    runtime.num_gpus(config.device)
+    size = catalogs.choose_size(config.image_size, catalog)
+    arch = model.resolve_arch(config.arch, size)
+    network = model.build(arch, len(catalog.class_names))
+    if config.weights:
+        filesystem, path = open_filesystem(config.weights)
+        model.load_weights(network, model.read_file(filesystem, path), config.weights)
+    return arch, size, network
+
+
 def _check_budget(config: PruneConfig, catalog: catalogs.Catalog) -> None:
     """Refuse a budget that the class floors exceed before anything is trained or scored for it."""
     sizes = np.array([size for size in catalog.class_sizes if size > 0], np.int64)  # (C,)
@@ -140,14 +174,9 @@ def _check_budget(config: PruneConfig, catalog: catalogs.Catalog) -> None:
 
 def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
     """Commit the proxy: the weights that were given, or those of a short training."""
-    size = catalogs.choose_size(config.proxy.image_size, catalog)
-    arch = model.resolve_arch(config.proxy.arch, size)
-    num_classes = len(catalog.class_names)
-    network = model.build(arch, num_classes)
-    facts: dict[str, Any] = {"arch": arch, "image_size": size, "num_classes": num_classes}
+    arch, size, network = _network(config.proxy, catalog)
+    facts: dict[str, Any] = {"arch": arch, "image_size": size, "num_classes": len(catalog.class_names)}
     if config.proxy.weights:
-        filesystem, path = open_filesystem(config.proxy.weights)
-        model.load_weights(network, model.read_file(filesystem, path), config.proxy.weights)
         facts["trained"] = False
     else:
         training_config = TrainConfig(
@@ -175,8 +204,3 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
 def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> Proxy:
     facts = store.commit_facts("proxy")
     return proxy_in_store(store, facts["arch"], len(catalog.class_names), facts["image_size"], config.proxy.device)
-
-
-def _eval_input(config: EvalConfig) -> InputConfig:
-    assert config.path is not None
-    return InputConfig(path=config.path, image_column=config.image_column, label_column=config.label_column)

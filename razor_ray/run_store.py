@@ -68,19 +68,30 @@ class RunStore:
         Raises
         ------
         ValueError
+            As `check_free` does.
+        """
+        self.check_free(config)
+        try:
+            if not self._exists(self.path(CONFIG)):
+                self.write_json(CONFIG, configuration.to_dict(config))
+        except NotADirectoryError as error:
+            raise ValueError(f"{self.uri} lies under a file. Choose another --output.") from error
+
+    def check_free(self, config: configuration.PruneConfig | configuration.TrainConfig) -> None:
+        """Refuse a folder that is not for the run of `config`. Writes nothing.
+
+        Raises
+        ------
+        ValueError
             If the folder holds a run of another configuration, or files that are no run.
         """
         try:
-            self._claim(config)
+            text = self._read_text(CONFIG)
+            if text is None and self._visible(self.root):
+                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it.")
         except NotADirectoryError as error:
             raise ValueError(f"{self.uri} is no folder, or lies under a file. Choose another --output.") from error
-
-    def _claim(self, config: configuration.PruneConfig | configuration.TrainConfig) -> None:
-        text = self._read_text(CONFIG)
         if text is None:
-            if self._visible(self.root):
-                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it.")
-            self.write_json(CONFIG, configuration.to_dict(config))
             return
         try:
             found = configuration.load(type(config), text)  # pyright: ignore[reportArgumentType]
@@ -121,6 +132,8 @@ class RunStore:
             for name in self._list(staged):
                 self.filesystem.copy_file(f"{staged}/{name}", f"{final}/{name}")
             self.filesystem.delete_dir(staged)
+        if not self._list(self.path("_staging")):
+            self.discard("_staging")
         self.write_json(f"{stage}/{COMMIT}", facts)
 
     def seal(self, stage: str, facts: dict[str, Any]) -> None:

@@ -343,10 +343,11 @@ def raising(error: BaseException):
         (
             OSError(28, "No space left on device", "/run/out"),
             1,
-            "razor-ray prune: no space left on the disk (/run/out). Make room and run the same command: "
-            "it goes on where it was.\n",
+            "razor-ray prune: no space left on the disk (/run/out). Make room, and the same command goes on from "
+            "what is finished.\n",
         ),
-        (KeyboardInterrupt(), 130, "\nrazor-ray prune: stopped. The same command goes on where it was.\n"),
+        (KeyboardInterrupt(), 130, "\nrazor-ray prune: stopped. The same command goes on from what is finished.\n"),
+        (KeyboardInterrupt(15), 143, "\nrazor-ray prune: stopped. The same command goes on from what is finished.\n"),
     ],
 )
 def test_ends_of_a_run(error, status, line, monkeypatch, capsys):

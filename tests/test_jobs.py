@@ -3,6 +3,8 @@
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -70,17 +72,26 @@ def test_no_cluster_there(request_to_prune, tmp_path, capfd):
     assert "cannot reach a Ray cluster" in capfd.readouterr().err
 
 
-@pytest.mark.timeout(600)  # three Python processes that load torch one after the other
-def test_job_scripts(ray_session, request_to_prune, working_dir, tmp_path):
-    # prune.py is the other script but for a word, and what it does was done above: here, that it starts.
-    train = ["python", "jobs/train.py", "--input", request_to_prune[1], "--eval", request_to_prune[1]]
-    train += ["--output", str(tmp_path / "trained"), "--epochs", "2"]
+@pytest.mark.timeout(600)  # four Python processes that load torch
+def test_train_script_with_two_workers_counts_every_sample(ray_session, digits, working_dir, tmp_path):
+    write_shards(digits.slice(0, 299), tmp_path / "odd", 3)  # an equal split of 299 drops one
+    write_shards(digits.slice(300), tmp_path / "test", 2)
+    script = ["python", "jobs/train.py", "--input", f"{tmp_path}/odd", "--eval", f"{tmp_path}/test"]
+    script += ["--output", f"{tmp_path}/trained", "--epochs", "2", "--num-workers", "2", "--augment", "none"]
     client = JobSubmissionClient(ray_session)
-    entrypoint = f"python jobs/prune.py --help && {shlex.join(train)}"
-    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": working_dir})
+    job = client.submit_job(entrypoint=shlex.join(script), runtime_env={"working_dir": working_dir})
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.5)
     assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
-    assert "--keep-fraction" in client.get_job_logs(job)
-    lines = (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["num_samples"] for line in lines] == [400, 400]
+    lines = [json.loads(line) for line in (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()]
+    assert [(line["num_samples"], line["num_dropped"]) for line in lines] == [(298, 1)] * 2
+    assert lines[-1]["num_eval"] == 100  # of the held-out none is dropped
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+
+
+def test_prune_script_takes_what_the_command_takes():
+    # What it then does is done above: the script is the command but for the verb.
+    shown = subprocess.run([sys.executable, "jobs/prune.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "--keep-fraction" in shown.stdout
+    assert "--config" in shown.stdout

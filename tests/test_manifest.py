@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 
@@ -12,12 +11,12 @@ import pytest
 import razor_ray
 from razor_ray import manifest, schema
 from razor_ray.config import InputConfig, PruneConfig
-from razor_ray.run_store import RunStore, write_table
+from razor_ray.run_store import RunStore
 
 CONFIG = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.5, seed=7)
 
 FACTS = {
-    "catalog": {"num_shards": 2, "num_samples": 10},
+    "catalog": {"num_shards": 2, "num_samples": 10, "fingerprint": "aabb"},
     "proxy": {"arch": "resnet9", "image_size": 8, "num_classes": 3, "trained": False, "weights_sha256": "ab" * 32},
     "scores": {"num_samples": 8, "batch_size": 4, "precision": "float32"},
     "quarantine": {"num_samples": 2, "reasons": {"not an image": 1, "label is null": 1}},
@@ -50,19 +49,6 @@ def finished(tmp_path, **changes) -> RunStore:
     for name, value in changes.items():
         stage, _, fact = name.partition("__")
         facts[stage][fact] = value
-    catalog = pa.table(
-        [
-            pa.array([0, 1], pa.int32()),
-            pa.array(["a.parquet", "b.parquet"]),
-            pa.array([100, 200], pa.int64()),
-            pa.array(["aa", "bb"]),
-            pa.array([5, 5], pa.int64()),
-        ],
-        schema=schema.CATALOG,
-    )
-    folder = store.begin("catalog")
-    write_table(store.filesystem, f"{folder}/catalog.parquet", catalog)
-    store.commit("catalog", facts.pop("catalog"))
     for stage, value in facts.items():
         store.seal(stage, value)
     store.write_json("scores/_cost.json", {"seconds": 12.5, "joules": 300.0})
@@ -97,10 +83,9 @@ def test_manifest_by_hand(tmp_path):
     assert store.read_json("manifest.json") == got
 
 
-def test_input_fingerprint_is_of_all_shards(tmp_path):
+def test_input_is_what_was_catalogued(tmp_path):
     got = manifest.write(finished(tmp_path), CONFIG, WEIGHTS)["input"]
-    fingerprint = hashlib.blake2b(b"aabb", digest_size=16).hexdigest()
-    assert got == {"path": "in", "fingerprint": fingerprint, "num_shards": 2}
+    assert got == {"path": "in", "fingerprint": "aabb", "num_shards": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The whole pipeline through the command line, on real images: what a user gets, and what a user is told."""
 
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -135,11 +136,13 @@ def test_config_json_repeats_the_run(run, tmp_path):
     assert again.equals(pq.read_table(run / "selection", columns=columns).sort_by("sample_id"))
 
 
-def test_a_changed_input_is_refused(digits, weights_file, tmp_path, capfd):
-    path = write_shards(digits, tmp_path / "in", 2)
-    assert prune(path, tmp_path / "out", weights_file) == 0
-    pq.write_table(digits.slice(0, 10), path / "train-00002.parquet")
-    assert prune(path, tmp_path / "out", weights_file) == 2
+def test_a_changed_input_is_refused(run, digits, weights_file, capfd):
+    added = run.parent / "in" / "train-00003.parquet"
+    pq.write_table(digits.slice(0, 10), added)
+    try:
+        assert prune(run.parent / "in", run, weights_file, "--input.id-column", "name") == 2
+    finally:
+        added.unlink()
     assert "are not those that" in capfd.readouterr().err
 
 
@@ -154,7 +157,10 @@ def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_
     assert len(kept & again) >= 115
 
 
-def test_strings_hugging_face_structs_and_class_names(digits, weights_file, tmp_path):
+def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):
+    # One seven is left: it is kept.
+    first_seven = digits["label"].to_pylist().index(7)
+    digits = digits.filter((pc.field("label") != 7) | (pc.field("name") == digits["name"][first_seven]))
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     table = pa.table(
         {
@@ -173,6 +179,7 @@ def test_strings_hugging_face_structs_and_class_names(digits, weights_file, tmp_
     assert [image["bytes"] for image in subset["image"].to_pylist()] == rows["image"].to_pylist()
     assert subset["label"].to_pylist() == rows["label"].to_pylist()
     assert json.loads(subset.schema.metadata[b"class_names"]) == names
+    assert 7 in subset["label"].to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -200,15 +207,25 @@ def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it,
     error = capfd.readouterr().err
     assert message in error
     assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()  # where it would be in the way of the command that was mended
 
 
-def test_a_class_with_one_image_is_kept(digits, weights_file, tmp_path):
-    label = digits["label"].to_pylist()
-    rows = [row for row in range(400) if label[row] != 7]
-    rows.append(label.index(7))
-    path = write_shards(digits.take(pa.array(rows)), tmp_path / "in", 1)
-    assert prune(path, tmp_path / "out", weights_file, "--keep-fraction", "0.1") == 0
-    assert 7 in pq.read_table(tmp_path / "out" / "subset")["label"].to_pylist()
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--proxy.arch", "resnet81"], "no arch 'resnet81'"),
+        (["--proxy.arch", "resnet18"], "do not fit ResNet"),
+        (["--proxy.device", "cuda"], "this machine has no GPU"),
+        (
+            ["--weigh.class-floor", "20"],
+            "a floor of 20 for each of 10 classes takes 200 samples, but the budget is 120",
+        ),
+    ],
+)
+def test_a_request_that_cannot_be_met_leaves_no_folder_behind(run, weights_file, tmp_path, capfd, option, message):
+    assert prune(run.parent / "in", tmp_path / "out", weights_file, *option) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_real_photographs(cifar10, weights_file, tmp_path):
@@ -224,13 +241,6 @@ def test_real_photographs(cifar10, weights_file, tmp_path):
         for key, image in zip(subset["key"].to_pylist(), subset["image"].to_pylist(), strict=True)
     )
     assert json.loads(subset.schema.metadata[b"class_names"]) == json.loads(table.schema.metadata[b"class_names"])
-
-
-def test_a_budget_below_the_floors_is_refused_before_anything_is_done_for_it(digits, weights_file, tmp_path, capfd):
-    path = write_shards(digits, tmp_path / "in", 1)
-    assert prune(path, tmp_path / "out", weights_file, "--weigh.class-floor", "20") == 2  # 10 x 20 of 120
-    assert "a floor of 20 for each of 10 classes takes 200 samples, but the budget is 120" in capfd.readouterr().err
-    assert not (tmp_path / "out" / "proxy").exists()
 
 
 def test_the_advice_to_allow_more_bad_images_can_be_taken(digits, weights_file, tmp_path, capfd):
@@ -260,19 +270,20 @@ def test_classes_in_another_order_are_refused(digits, tmp_path, capfd, split):
     assert not (tmp_path / "out" / "train").exists()
 
 
-def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(digits, weights_file, tmp_path, capfd, monkeypatch):
+def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(run, weights_file, tmp_path, capfd, monkeypatch):
     from razor_ray import pipeline
 
-    path = write_shards(digits, tmp_path / "in", 2)
+    output = shutil.copytree(run, tmp_path / "out")
+    shutil.rmtree(output / "subset")
     write_subset = pipeline.write_subset
 
     def full(*arguments):
-        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+        raise OSError(28, "No space left on device", str(output))
 
     monkeypatch.setattr(pipeline, "write_subset", full)
-    assert prune(path, tmp_path / "out", weights_file) == 1
+    assert prune(run.parent / "in", output, weights_file, "--input.id-column", "name") == 1
     assert "no space left on the disk" in capfd.readouterr().err
-    assert not (tmp_path / "out" / "subset").exists()
+    assert not (output / "subset").exists()
     monkeypatch.setattr(pipeline, "write_subset", write_subset)
-    assert prune(path, tmp_path / "out", weights_file) == 0
-    assert pq.read_table(tmp_path / "out" / "subset").num_rows == 120
+    assert prune(run.parent / "in", output, weights_file, "--input.id-column", "name") == 0
+    assert pq.read_table(output / "subset").num_rows == 120

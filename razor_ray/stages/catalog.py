@@ -92,7 +92,8 @@ def write(catalog: Catalog, store: RunStore) -> None:
     table = catalog.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
     folder = store.begin("catalog")
     write_table(store.filesystem, f"{folder}/catalog.parquet", table)
-    store.commit("catalog", {"num_shards": table.num_rows, "num_samples": catalog.num_samples})
+    facts = {"num_shards": table.num_rows, "num_samples": catalog.num_samples, "fingerprint": catalog.fingerprint}
+    store.commit("catalog", facts)
 
 
 def read(config: InputConfig, store: RunStore) -> Catalog:

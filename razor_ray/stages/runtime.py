@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -66,12 +68,20 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
             _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS} if local else None,
         )
     _quieten()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's core, once it is loaded, answers SIGTERM with a stack trace of its own. A scheduler's request to stop is
+        # as orderly as Ctrl-C.
+        signal.signal(signal.SIGTERM, _stop)
     _private = local
     try:
         yield context.dashboard_url or ""
     finally:
         _private = False
         ray.shutdown()
+
+
+def _stop(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal_number)
 
 
 @contextmanager
@@ -162,8 +172,6 @@ def run_tasks(
     arguments: Iterable[tuple[Any, ...]],
     *,
     name: str,
-    num_cpus_each: float = 1,
-    memory: int | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function on the cluster for each tuple of arguments; object refs among them are resolved.
 
@@ -179,7 +187,7 @@ def run_tasks(
     Exception
         What the function raised, as it was raised.
     """
-    task = ray.remote(function).options(name=name, num_cpus=num_cpus_each, memory=memory)
+    task = ray.remote(function).options(name=name)
     pending: dict[Any, int] = {}
     calls = enumerate(arguments)
     try:

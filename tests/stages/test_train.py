@@ -131,16 +131,6 @@ def test_a_training_of_other_data_is_not_shown_as_this_one(split, digits, tmp_pa
     assert "are not those that" in capfd.readouterr().err
 
 
-@pytest.mark.timeout(600)
-def test_two_workers_count_every_sample(split, digits, tmp_path):
-    write_shards(digits.slice(0, 299), tmp_path / "odd", 3)  # an equal split of 299 drops one
-    settings = config(split, tmp_path / "run", input=InputConfig(path=str(tmp_path / "odd")), num_workers=2)
-    lines = train(settings)
-    assert [(line["num_samples"], line["num_dropped"]) for line in lines] == [(298, 1)] * 2
-    assert lines[-1]["num_eval"] == 100  # of the held-out none is dropped
-    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
-
-
 def test_weights_of_the_subset_matter_when_asked(split, digits, tmp_path):
     # All weight on the zeros: a network that is trained on nothing else predicts nothing else.
     weight = [1.0 if label == 0 else 0.0 for label in digits["label"].to_pylist()]
