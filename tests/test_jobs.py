@@ -1,6 +1,7 @@
 """The same runs as jobs: through Ray's job API, followed to their end."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -91,7 +92,12 @@ def test_train_script_with_two_workers_counts_every_sample(ray_session, digits, 
 
 def test_prune_script_takes_what_the_command_takes():
     # What it then does is done above: the script is the command but for the verb.
-    shown = subprocess.run([sys.executable, "jobs/prune.py", "--help"], cwd=REPOSITORY, capture_output=True, text=True)
-    assert shown.returncode == 0
+    shown = subprocess.run(
+        [sys.executable, REPOSITORY / "jobs" / "prune.py", "--help"],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},  # as Ray sets it for a working_dir
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
     assert "--keep-fraction" in shown.stdout
     assert "--config" in shown.stdout
