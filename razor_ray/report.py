@@ -8,9 +8,7 @@ and only counted; the images that are read are the few that are shown.
 from __future__ import annotations
 
 import base64
-import html
 import io
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,17 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from PIL import Image
 
-from razor_ray import images, schema, sources
+from razor_ray import charts, images, schema, sources
 from razor_ray.headers import ImageError
+from razor_ray.markup import Html, percent, tag
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
 
 REPORT = "report.html"
 
 _BATCH_ROWS = 65_536
-_MOST_BINS = 80
 _GALLERY_SIDE = 12  # pictures of the hardest kept, and as many of the easiest
 _THUMBNAIL_PIXELS = 112
 _MAX_IMAGE_BYTES = 9 * 2**10  # 24 of them in base64 are 288 KiB
@@ -87,71 +84,10 @@ def write(store: RunStore, manifest: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Histogram:
-    """How many samples, and how many kept ones, have which hardness."""
-
-    edges: NDArray[np.float64]
-    """(bins + 1,)"""
-    counts: NDArray[np.int64]
-    """(2, bins): all samples, and the kept ones."""
-
-
-def hardness_histogram(
-    hardness: NDArray[np.floating], keep: NDArray[np.bool_], edges: NDArray[np.float64]
-) -> NDArray[np.int64]:
-    """Counts of all samples and of the kept ones between edges; histograms of parts add up to that of the whole.
-
-    Parameters
-    ----------
-    hardness : ndarray of shape (n,)
-    keep : ndarray of shape (n,)
-    edges : ndarray of shape (bins + 1,)
-        Ascending. An edge belongs to the bin above it; what lies outside is counted in the outermost bins, so that
-        no sample is lost.
-
-    Returns
-    -------
-    ndarray of shape (2, bins)
-
-    Examples
-    --------
-    >>> hardness_histogram(np.array([0.1, 0.2, 1.0]), np.array([True, False, True]), np.array([0.0, 0.5, 1.0]))
-    array([[2, 1],
-           [1, 1]])
-    """
-    bins = np.searchsorted(edges[1:-1], hardness, side="right")  # (n,)
-    num_bins = len(edges) - 1
-    return np.stack([np.bincount(bins, minlength=num_bins), np.bincount(bins[keep], minlength=num_bins)])  # (2, bins)
-
-
-def histogram_edges(low: float, high: float) -> NDArray[np.float64]:
-    """Edges at round numbers that cover [low, high], at most about eighty bins.
-
-    >>> histogram_edges(0.03, 0.9).round(2)[[0, 1, 2, -1]].tolist()
-    [0.02, 0.04, 0.06, 0.9]
-    """
-    step = round_step(high - low if high > low else 1.0, _MOST_BINS)
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    return np.arange(first, last + 1, dtype=np.float64) * step
-
-
-def round_step(span: float, most: int) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten that divides `span` into at most `most` steps.
-
-    >>> round_step(1.41, 5), round_step(1000, 5), round_step(0.05, 50)
-    (0.5, 200.0, 0.001)
-    """
-    power = 10.0 ** math.floor(math.log10(span / most))
-    # 1 + 1e-9: 0.05 / 50 divided by 0.001 is 1.0000000000000002, and means 1.
-    return next(factor * power for factor in (1, 2, 5, 10) if span / most <= factor * power * (1 + 1e-9))
-
-
-@dataclass(frozen=True, slots=True)
 class _Survey:
     """What the report tells of the selection; the lists hold the columns of `_SAMPLE`."""
 
-    histogram: Histogram
+    histogram: charts.Histogram
     hardest_kept: list[dict[str, Any]]
     easiest_kept: list[dict[str, Any]]
     hardest_noise: list[dict[str, Any]]
@@ -163,12 +99,12 @@ _SAMPLE = pa.schema([schema.SELECTION.field(name) for name in ("sample_id", "key
 def _survey(store: RunStore) -> _Survey:
     hardness = (batch["hardness"].to_numpy() for batch in _selection(store, ["hardness"]))
     ranges = [(values.min(), values.max()) for values in hardness]
-    edges = histogram_edges(float(np.min(ranges)), float(np.max(ranges)))
+    edges = charts.histogram_edges(float(np.min(ranges)), float(np.max(ranges)))
     counts = np.zeros((2, len(edges) - 1), np.int64)
     hardest_kept = easiest_kept = hardest_noise = _SAMPLE.empty_table()
     for batch in _selection(store, [*_SAMPLE.names, "keep", "reason"]):
         keep = batch["keep"].to_numpy(zero_copy_only=False)
-        counts += hardness_histogram(batch["hardness"].to_numpy(), keep, edges)
+        counts += charts.hardness_histogram(batch["hardness"].to_numpy(), keep, edges)
         kept = batch.filter(pc.field("keep")).select(_SAMPLE.names)
         noise = batch.filter(pc.field("reason").cast(pa.string()) == "noise").select(_SAMPLE.names)
         hardest_kept = _extreme([hardest_kept, kept], "descending", _GALLERY_SIDE)
@@ -177,7 +113,7 @@ def _survey(store: RunStore) -> _Survey:
         hardest_noise = _extreme([hardest_noise, noise], "descending", _NUM_LISTED)
     hardest = hardest_kept.to_pylist()
     easiest = [sample for sample in easiest_kept.to_pylist() if sample not in hardest][:_GALLERY_SIDE]
-    return _Survey(Histogram(edges, counts), hardest, easiest, hardest_noise.to_pylist())
+    return _Survey(charts.Histogram(edges, counts), hardest, easiest, hardest_noise.to_pylist())
 
 
 def _selection(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
@@ -281,13 +217,13 @@ def _counts(manifest: dict[str, Any]) -> Html:
     counts, budget = manifest["counts"], manifest["budget"]
     parts = [(name, counts[name]) for name in ("kept", "dropped", "quarantined")]
     rows = [
-        [tag("span", _swatch(name), name, class_="line"), f"{count:,}", _percent(count, counts["input"])]
+        [tag("span", charts.swatch(name), name, class_="line"), f"{count:,}", percent(count, counts["input"])]
         for name, count in parts
     ]
-    total = [tag("b", "input"), tag("b", f"{counts['input']:,}"), _percent(counts["input"], counts["input"])]
+    total = [tag("b", "input"), tag("b", f"{counts['input']:,}"), percent(counts["input"], counts["input"])]
     return _section(
         "Samples",
-        _stacked_bar([(name, count, name) for name, count in parts]),
+        charts.stacked_bar([(name, count, name) for name, count in parts]),
         _table(["", "samples", "of the input"], [*rows, total]),
         tag(
             "p",
@@ -298,13 +234,13 @@ def _counts(manifest: dict[str, Any]) -> Html:
     )
 
 
-def _hardness(histogram: Histogram, config: dict[str, Any]) -> Html:
+def _hardness(histogram: charts.Histogram, config: dict[str, Any]) -> Html:
     score = _SCORES[config["score"]["hardness"]]
     return _section(
         "Hardness",
         tag("p", f"By {score}, as the proxy sees the samples; higher is harder."),
-        tag("p", _swatch("all"), "all samples", _swatch("kept"), "kept", class_="legend"),
-        _histogram_chart(histogram, score, config["keep_fraction"]),
+        tag("p", charts.swatch("all"), "all samples", charts.swatch("kept"), "kept", class_="legend"),
+        charts.histogram_chart(histogram, score, config["keep_fraction"]),
     )
 
 
@@ -331,11 +267,11 @@ def _figure(sample: dict[str, Any], class_name: str, encoded: bytes | None) -> H
 def _reasons(manifest: dict[str, Any], noise: list[dict[str, Any]], name_of: dict[int, str]) -> Html:
     counts = manifest["reasons"]
     rows = [
-        [tag("span", _swatch(fate), tag("code", reason), class_="line"), fate, f"{counts.get(reason, 0):,}", why]
+        [tag("span", charts.swatch(fate), tag("code", reason), class_="line"), fate, f"{counts.get(reason, 0):,}", why]
         for reason, (fate, why) in _REASONS.items()
     ]
     content = [
-        _stacked_bar([(fate, counts.get(reason, 0), reason) for reason, (fate, _) in _REASONS.items()]),
+        charts.stacked_bar([(fate, counts.get(reason, 0), reason) for reason, (fate, _) in _REASONS.items()]),
         _table(["reason", "", "samples", "why"], rows, text_columns=(0, 1, 3)),
     ]
     if noise:
@@ -369,9 +305,8 @@ def _classes(classes: Sequence[dict[str, Any]], class_weight: dict[int, float]) 
 
 def _class_row(row: dict[str, Any], class_weight: float) -> list[object]:
     fraction = row["kept"] / row["num_samples"]
-    percent = _percent(row["kept"], row["num_samples"])
     counts = [f"{row[name]:,}" for name in ("num_samples", "quota", "kept")]
-    return [row["name"], *counts, percent, _bar(fraction), f"{class_weight:.2f}"]
+    return [row["name"], *counts, percent(row["kept"], row["num_samples"]), charts.bar(fraction), f"{class_weight:.2f}"]
 
 
 def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html:
@@ -426,7 +361,7 @@ def _proxy(proxy: dict[str, Any], config: dict[str, Any]) -> str:
 def _seconds(seconds: dict[str, float | None]) -> Html:
     known = {stage: value for stage, value in seconds.items() if value is not None}
     total = sum(known.values())
-    rows = [[stage, f"{value:,.1f}", _bar(value / total if total else 0.0)] for stage, value in known.items()]
+    rows = [[stage, f"{value:,.1f}", charts.bar(value / total if total else 0.0)] for stage, value in known.items()]
     return _section(
         "Seconds", _table(["stage", "seconds", ""], [*rows, [tag("b", "total"), tag("b", f"{total:,.1f}"), ""]])
     )
@@ -466,143 +401,7 @@ def _footer(manifest: dict[str, Any]) -> Html:
     )
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-_WIDTH, _LEFT, _RIGHT = 760, 56, 12
-_TOP, _HEIGHT, _GAP, _STRIP = 10, 210, 26, 64
-
-
-def _histogram_chart(histogram: Histogram, score: str, keep_fraction: float) -> Html:
-    """Bars of all samples with those of the kept in front, and below them the fraction kept."""
-    edges, (num_all, num_kept) = histogram.edges, histogram.counts
-    x = _LEFT + (edges - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - _LEFT - _RIGHT)  # (bins + 1,)
-    most = max(int(num_all.max()), 1)
-    base, strip_base = _TOP + _HEIGHT, _TOP + _HEIGHT + _GAP + _STRIP
-    bars = []
-    for index in range(len(num_all)):
-        total, kept = int(num_all[index]), int(num_kept[index])
-        if total == 0:
-            continue
-        place = {"x": x[index] + 0.5, "width": x[index + 1] - x[index] - 1}
-        heights = [(total / most * _HEIGHT, base, "all"), (kept / most * _HEIGHT, base, "kept")]
-        heights.append((kept / total * _STRIP, strip_base, "kept"))
-        tip = f"{score} {edges[index] + 0.0:.6g} to {edges[index + 1] + 0.0:.6g}: {total:,} samples, {kept:,} kept"
-        rects = [tag("rect", y=foot - high, height=high, class_=kind, **place) for high, foot, kind in heights]
-        bars.append(tag("g", tag("title", f"{tip} ({_percent(kept, total)})"), *rects))
-    axes = [
-        *_y_axis(_ticks(0, most, 4), base, _HEIGHT / most, "{:,.0f}".format),
-        *_y_axis([0, 1], strip_base, _STRIP, lambda value: f"{100 * value:.0f} %"),
-        *_x_axis(edges, x, strip_base + 18),
-        _label(_LEFT, strip_base + 36, "easier", "start"),
-        _label(
-            (_LEFT + _WIDTH - _RIGHT) / 2, strip_base + 36, f"{score} · below: fraction kept, and the budget's (dashed)"
-        ),
-        _label(_WIDTH - _RIGHT, strip_base + 36, "harder", "end"),
-    ]
-    name = f"Histogram of {score}: {int(num_all.sum()):,} samples, {int(num_kept.sum()):,} kept"
-    return tag(
-        "svg",
-        *axes,
-        *bars,
-        _line(strip_base - keep_fraction * _STRIP, "budget"),
-        viewBox=f"0 0 {_WIDTH} {strip_base + 44}",
-        role="img",
-        aria_label=name,
-        class_="chart",
-    )
-
-
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    step = round_step(high - low, most)
-    return [index * step for index in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
-
-
-def _x_axis(edges: NDArray[np.float64], x: NDArray[np.float64], y: float) -> list[Html]:
-    return [
-        _label(float(np.interp(value, edges, x)), y, f"{value:.6g}")
-        for value in _ticks(float(edges[0]), float(edges[-1]), 10)
-    ]
-
-
-def _y_axis(values: Sequence[float], base: float, scale: float, text: Any) -> list[Html]:
-    parts = []
-    for value in values:
-        y = base - value * scale
-        parts += [_line(y, "grid"), _label(_LEFT - 8, y + 4, text(value), "end")]
-    return parts
-
-
-def _line(y: float, kind: str) -> Html:
-    return tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_=kind)
-
-
-def _label(x: float, y: float, text: str, anchor: str = "middle") -> Html:
-    return tag("text", text, x=x, y=y, text_anchor=anchor)
-
-
-def _stacked_bar(parts: Sequence[tuple[str, int, str]]) -> Html:
-    """One bar cut into (colour's class, count, name)."""
-    total = sum(count for _, count, _ in parts)
-    x, pieces = 0.0, []
-    for kind, count, name in parts:
-        width = count / total * _WIDTH
-        if count:
-            tip = tag("title", f"{name}: {count:,}")
-            pieces.append(tag("rect", tip, x=x, y=0, width=max(width - 1, 1), height=18, class_=kind))
-        x += width
-    return tag("svg", *pieces, viewBox=f"0 0 {_WIDTH} 18", role="img", aria_label="shares", class_="chart")
-
-
-def _bar(fraction: float) -> Html:
-    track = tag("rect", x=0, y=0, width=120, height=8, rx=2, class_="track")
-    part = tag("rect", x=0, y=0, width=120 * fraction, height=8, rx=2, class_="kept")
-    return tag("svg", track, part, viewBox="0 0 120 8", width=120, height=8, aria_hidden="true")
-
-
-def _swatch(kind: str) -> Html:
-    square = tag("rect", width=10, height=10, rx=2, class_=kind)
-    return tag("svg", square, viewBox="0 0 10 10", width=10, height=10, aria_hidden="true", class_="swatch")
-
-
 # --- the page ---------------------------------------------------------------------------------------------------------
-
-
-class Html(str):
-    """A piece of the page. Any other text that gets into a piece is escaped, whatever it is."""
-
-
-_VOID = {"img", "meta"}
-
-
-def tag(name: str, /, *content: object, **attributes: object) -> Html:
-    """An element with its content and attributes; what is not `Html` is escaped.
-
-    Parameters
-    ----------
-    name : str
-    *content
-        `Html`, or anything that `str` turns into text.
-    **attributes
-        `class_` is class, `text_anchor` is text-anchor.
-
-    Examples
-    --------
-    >>> tag("p", "1 < 2", tag("b", "&"), class_="quiet")
-    '<p class="quiet">1 &lt; 2<b>&amp;</b></p>'
-    """
-    inside = "".join(piece if isinstance(piece, Html) else html.escape(str(piece)) for piece in content)
-    listed = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(_attribute(value))}"' for key, value in attributes.items()
-    )
-    return Html(f"<{name}{listed}>" if name in _VOID else f"<{name}{listed}>{inside}</{name}>")
-
-
-def _attribute(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _percent(count: int, of: int) -> str:
-    return f"{100 * count / of:.1f} %"  # with a no-break space
 
 
 def _counted(count: int, noun: str) -> str:
@@ -679,22 +478,12 @@ th {{ font-weight: 500; color: var(--quiet); font-size: 13px; white-space: nowra
 .number {{ text-align: right; white-space: nowrap; }}
 .text {{ text-align: left; overflow-wrap: anywhere; min-width: 84px; }}
 .line {{ white-space: nowrap; }}
-.swatch {{ margin-right: 7px; }}
 .legend .swatch:nth-of-type(2) {{ margin-left: 16px; }}
 code, pre {{ font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }}
 pre {{ background: var(--track); border-radius: 6px; padding: 10px 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; }}
 summary {{ cursor: pointer; margin: 8px 0; }}
-.chart {{ display: block; width: 100%; height: auto; }}
-svg text {{ fill: var(--quiet); font-size: 12px; }}
-svg .all {{ fill: var(--all); }}
-svg .kept {{ fill: var(--kept); }}
-svg .dropped {{ fill: var(--dropped); }}
-svg .quarantined {{ fill: var(--quarantined); }}
-svg .track {{ fill: var(--track); }}
-.grid {{ stroke: var(--rule); stroke-width: 1; }}
-.budget {{ stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }}
-.gallery {{ display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 12px; }}
+{charts.STYLE}.gallery {{ display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 12px; }}
 @media (max-width: 600px) {{ .gallery {{ grid-template-columns: repeat(4, minmax(0, 1fr)); }} }}
 figure {{ margin: 0; }}
 figure img, .blank {{ display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--track);

@@ -1,0 +1,210 @@
+"""Charts as SVG, to stand in a page: numbers in, markup out.
+
+The charts name their parts by class: `STYLE` has the rules, and takes the colours from variables that the page sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from razor_ray.markup import Html, percent, tag
+
+_MOST_BINS = 80
+_WIDTH, _LEFT, _RIGHT = 760, 56, 12
+_TOP, _HEIGHT, _GAP, _STRIP = 10, 210, 26, 64
+
+STYLE = """\
+.chart { display: block; width: 100%; height: auto; }
+svg text { fill: var(--quiet); font-size: 12px; }
+svg .all { fill: var(--all); }
+svg .kept { fill: var(--kept); }
+svg .dropped { fill: var(--dropped); }
+svg .quarantined { fill: var(--quarantined); }
+svg .track { fill: var(--track); }
+.grid { stroke: var(--rule); stroke-width: 1; }
+.budget { stroke: var(--quiet); stroke-width: 1; stroke-dasharray: 4 3; }
+.swatch { margin-right: 7px; }
+"""
+"""For --all, --kept, --dropped, --quarantined and --track; text is in --quiet and lines are in --rule."""
+
+
+# --- histogram --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many samples, and how many kept ones, have which hardness."""
+
+    edges: NDArray[np.float64]
+    """(bins + 1,)"""
+    counts: NDArray[np.int64]
+    """(2, bins): all samples, and the kept ones."""
+
+
+def hardness_histogram(
+    hardness: NDArray[np.floating], keep: NDArray[np.bool_], edges: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Counts of all samples and of the kept ones between edges; histograms of parts add up to that of the whole.
+
+    Parameters
+    ----------
+    hardness : ndarray of shape (n,)
+    keep : ndarray of shape (n,)
+    edges : ndarray of shape (bins + 1,)
+        Ascending. An edge belongs to the bin above it; what lies outside is counted in the outermost bins, so that
+        no sample is lost.
+
+    Returns
+    -------
+    ndarray of shape (2, bins)
+
+    Examples
+    --------
+    >>> hardness_histogram(np.array([0.1, 0.2, 1.0]), np.array([True, False, True]), np.array([0.0, 0.5, 1.0]))
+    array([[2, 1],
+           [1, 1]])
+    """
+    bins = np.searchsorted(edges[1:-1], hardness, side="right")  # (n,)
+    num_bins = len(edges) - 1
+    return np.stack([np.bincount(bins, minlength=num_bins), np.bincount(bins[keep], minlength=num_bins)])  # (2, bins)
+
+
+def histogram_edges(low: float, high: float) -> NDArray[np.float64]:
+    """Edges at round numbers that cover [low, high], at most about eighty bins.
+
+    >>> histogram_edges(0.03, 0.9).round(2)[[0, 1, 2, -1]].tolist()
+    [0.02, 0.04, 0.06, 0.9]
+    """
+    step = round_step(high - low if high > low else 1.0, _MOST_BINS)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
+    return np.arange(first, last + 1, dtype=np.float64) * step
+
+
+def round_step(span: float, most: int) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten that divides `span` into at most `most` steps.
+
+    >>> round_step(1.41, 5), round_step(1000, 5), round_step(0.05, 50)
+    (0.5, 200.0, 0.001)
+    """
+    power = 10.0 ** math.floor(math.log10(span / most))
+    # 1 + 1e-9: 0.05 / 50 divided by 0.001 is 1.0000000000000002, and means 1.
+    return next(factor * power for factor in (1, 2, 5, 10) if span / most <= factor * power * (1 + 1e-9))
+
+
+def histogram_chart(histogram: Histogram, score: str, keep_fraction: float) -> Html:
+    """Bars of all samples with those of the kept in front, and below them the fraction kept.
+
+    Parameters
+    ----------
+    histogram : Histogram
+        Bins without samples are left out.
+    score : str
+        What the hardness is called.
+    keep_fraction : float
+        In [0, 1]; a dashed line across the fractions kept.
+    """
+    edges, (num_all, num_kept) = histogram.edges, histogram.counts
+    x = _LEFT + (edges - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - _LEFT - _RIGHT)  # (bins + 1,)
+    most = max(int(num_all.max()), 1)
+    base, strip_base = _TOP + _HEIGHT, _TOP + _HEIGHT + _GAP + _STRIP
+    bars = []
+    for index in range(len(num_all)):
+        total, kept = int(num_all[index]), int(num_kept[index])
+        if total == 0:
+            continue
+        place = {"x": x[index] + 0.5, "width": x[index + 1] - x[index] - 1}
+        heights = [(total / most * _HEIGHT, base, "all"), (kept / most * _HEIGHT, base, "kept")]
+        heights.append((kept / total * _STRIP, strip_base, "kept"))
+        tip = f"{score} {edges[index] + 0.0:.6g} to {edges[index + 1] + 0.0:.6g}: {total:,} samples, {kept:,} kept"
+        rects = [tag("rect", y=foot - high, height=high, class_=kind, **place) for high, foot, kind in heights]
+        bars.append(tag("g", tag("title", f"{tip} ({percent(kept, total)})"), *rects))
+    axes = [
+        *_y_axis(_ticks(0, most, 4), base, _HEIGHT / most, "{:,.0f}".format),
+        *_y_axis([0, 1], strip_base, _STRIP, lambda value: f"{100 * value:.0f} %"),
+        *_x_axis(edges, x, strip_base + 18),
+        _label(_LEFT, strip_base + 36, "easier", "start"),
+        _label(
+            (_LEFT + _WIDTH - _RIGHT) / 2, strip_base + 36, f"{score} · below: fraction kept, and the budget's (dashed)"
+        ),
+        _label(_WIDTH - _RIGHT, strip_base + 36, "harder", "end"),
+    ]
+    name = f"Histogram of {score}: {int(num_all.sum()):,} samples, {int(num_kept.sum()):,} kept"
+    return tag(
+        "svg",
+        *axes,
+        *bars,
+        _line(strip_base - keep_fraction * _STRIP, "budget"),
+        viewBox=f"0 0 {_WIDTH} {strip_base + 44}",
+        role="img",
+        aria_label=name,
+        class_="chart",
+    )
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    step = round_step(high - low, most)
+    return [index * step for index in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def _x_axis(edges: NDArray[np.float64], x: NDArray[np.float64], y: float) -> list[Html]:
+    return [
+        _label(float(np.interp(value, edges, x)), y, f"{value:.6g}")
+        for value in _ticks(float(edges[0]), float(edges[-1]), 10)
+    ]
+
+
+def _y_axis(values: Sequence[float], base: float, scale: float, text: Callable[[float], str]) -> list[Html]:
+    parts = []
+    for value in values:
+        y = base - value * scale
+        parts += [_line(y, "grid"), _label(_LEFT - 8, y + 4, text(value), "end")]
+    return parts
+
+
+def _line(y: float, kind: str) -> Html:
+    return tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_=kind)
+
+
+def _label(x: float, y: float, text: str, anchor: str = "middle") -> Html:
+    return tag("text", text, x=x, y=y, text_anchor=anchor)
+
+
+# --- bars -------------------------------------------------------------------------------------------------------------
+
+
+def stacked_bar(parts: Sequence[tuple[str, int, str]]) -> Html:
+    """One bar cut into shares.
+
+    Parameters
+    ----------
+    parts : sequence of (str, int, str)
+        The colour's class, the count and the name of each; a part of 0 is left out, and the sum is positive.
+    """
+    total = sum(count for _, count, _ in parts)
+    x, pieces = 0.0, []
+    for kind, count, name in parts:
+        width = count / total * _WIDTH
+        if count:
+            tip = tag("title", f"{name}: {count:,}")
+            pieces.append(tag("rect", tip, x=x, y=0, width=max(width - 1, 1), height=18, class_=kind))
+        x += width
+    return tag("svg", *pieces, viewBox=f"0 0 {_WIDTH} 18", role="img", aria_label="shares", class_="chart")
+
+
+def bar(fraction: float) -> Html:
+    """A small bar to stand in a table, filled to a fraction in [0, 1]."""
+    track = tag("rect", x=0, y=0, width=120, height=8, rx=2, class_="track")
+    part = tag("rect", x=0, y=0, width=120 * fraction, height=8, rx=2, class_="kept")
+    return tag("svg", track, part, viewBox="0 0 120 8", width=120, height=8, aria_hidden="true")
+
+
+def swatch(kind: str) -> Html:
+    """A small square in the colour of a class, for a legend."""
+    square = tag("rect", width=10, height=10, rx=2, class_=kind)
+    return tag("svg", square, viewBox="0 0 10 10", width=10, height=10, aria_hidden="true", class_="swatch")
