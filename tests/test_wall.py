@@ -98,12 +98,20 @@ def test_config_and_schema_stand_alone():
         assert not own_imports(module, parse(module))
 
 
+def test_charts_know_of_no_run():
+    assert own_imports("razor_ray.charts", parse("razor_ray.charts")) == {"razor_ray.markup"}
+    assert not own_imports("razor_ray.markup", parse("razor_ray.markup"))
+
+
 def test_no_circle():
     graph = {module: own_imports(module, at_the_top(parse(module))) for module in MODULES}
     try:
-        TopologicalSorter(graph).prepare()
+        order = list(TopologicalSorter(graph).static_order())
     except CycleError as error:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+    assert sorted(order) == sorted(MODULES)
+    method = [order.index(f"razor_ray.{name}") for name in ("hashing", "clusters", "sampling", "stages.sample")]
+    assert method == sorted(method)  # each imports the one before it
 
 
 def test_jobs_are_thin():
@@ -114,9 +122,9 @@ def test_jobs_are_thin():
 
 CHECK = """
 import sys
-import razor_ray, razor_ray.weights, razor_ray.sampling
+import razor_ray, razor_ray.weights, razor_ray.sampling, razor_ray.clusters, razor_ray.charts
 for name in ("ray", "torch", "sklearn"):
-    assert name not in sys.modules, f"razor_ray.weights or .sampling loads {name}"
+    assert name not in sys.modules, f"razor_ray.weights, .sampling, .clusters or .charts loads {name}"
 import razor_ray.hardness
 assert "torch" in sys.modules
 assert "ray" not in sys.modules, "razor_ray.hardness loads ray"
