@@ -117,7 +117,9 @@ def _changed(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def test_valid_for_the_launcher(config):
-    jsonschema.validate(config, _launcher_schema())
+    schema = _launcher_schema()
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    assert [error.message for error in validator.iter_errors(config)] == []
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,8 @@ def test_a_step_by_hand():
 
 def test_a_frozen_network_without_matrices():
     # A group may be empty; the optimiser must still be there.
-    make_optimizer(nn.BatchNorm1d(3), config(), 0.1)
+    optimizer = make_optimizer(nn.BatchNorm1d(3), config(), 0.1)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 2]
 
 
 def test_a_few_steps_learn():
