@@ -459,7 +459,7 @@ def class_quotas(mass: ArrayLike, num_samples: ArrayLike, total: int, class_floo
     Returns
     -------
     ndarray of shape (C,)
-        Integers that add up to `total`.
+        Quotas, with what `apportion` promises of their sum and their rounding.
 
     Raises
     ------
