@@ -114,7 +114,7 @@ def sample_class(
     check_seed(seed)
     if not 0 <= quota <= len(hardness):
         raise ValueError(
-            f"{where} has {len(hardness)} samples, got a quota of {quota}. Quotas come from weights.apportion."
+            f"{where} has {len(hardness)} samples, got a quota of {quota}. Quotas come from weights.class_quotas."
         )
     if not 0 <= wrong_label_fraction <= 1:
         raise ValueError(f"{where}: wrong_label_fraction must be in [0, 1], got {wrong_label_fraction}.")
