@@ -18,7 +18,12 @@ import tyro
 Auto = Literal["auto"]
 Quota = Literal["ispl", "proportional", "uniform", "recall"]
 Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
-Hardness = Literal["el2n", "loss", "margin", "entropy"]
+Hardness = Literal["auto", "el2n", "loss", "margin", "entropy", "mean_el2n", "dyn_unc", "dual", "aum", "forgetting"]
+DYNAMICS = ("mean_el2n", "dyn_unc", "dual", "aum", "forgetting")
+"""Those that take a proxy which is trained in the run: they are of its epochs."""
+
+MAX_PROXY_EPOCHS = 63
+"""Whether a sample was right is kept as a bit for each epoch of an int64."""
 
 _Flat = tyro.conf.arg(name="")
 """Drops a field's own name from its flag: `InputConfig.path` inside a field `input` becomes `--input`."""
@@ -96,7 +101,8 @@ class ProxyConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         ModelConfig.__post_init__(self)
-        _check_at_least("proxy.epochs", self.epochs, 1)
+        if not 1 <= self.epochs <= MAX_PROXY_EPOCHS:
+            raise ValueError(f"proxy.epochs must be in 1..{MAX_PROXY_EPOCHS}, got {self.epochs}.")
         if self.batch_size != "auto":
             _check_at_least("proxy.batch_size", self.batch_size, 2)
         _check_learning_rate("proxy.learning_rate", self.learning_rate)
@@ -106,8 +112,9 @@ class ProxyConfig(ModelConfig):
 class ScoreConfig:
     """The scoring pass: one forward pass over every image."""
 
-    hardness: Hardness = "el2n"
-    """Which score ranks samples inside a class."""
+    hardness: Hardness = "auto"
+    """Which score ranks samples inside a class. 'auto': mean_el2n, EL2N averaged over the epochs of the proxy; el2n for
+    a proxy that is given."""
     batch_size: int | Auto = "auto"
     """Images per forward pass; always consecutive rows of one shard. 'auto': 256 on a GPU, 128 on a CPU."""
     num_workers: int | Auto = "auto"
@@ -208,6 +215,11 @@ class PruneConfig:
             raise ValueError("output must name the run's folder, got an empty path.")
         if not 0 <= self.max_quarantine_fraction <= 1:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
+        if self.proxy.weights and self.score.hardness in DYNAMICS:
+            raise ValueError(
+                f"score.hardness {self.score.hardness} is made while the proxy is trained, but proxy.weights gives one. "
+                "Leave out --proxy.weights, or pass el2n, loss, margin or entropy."
+            )
         _check_seed(self.seed)
 
 

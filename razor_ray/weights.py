@@ -13,13 +13,14 @@ are how the two are joined, the defaults, and everything about quotas.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from razor_ray.apportion import apportion, check_counts, check_integers
-from razor_ray.config import check_keep_fraction
+from razor_ray.config import WeighConfig, check_keep_fraction
 
 Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
 QuotaRule = Literal["ispl", "proportional", "uniform", "recall"]
@@ -484,6 +485,81 @@ def class_quotas(mass: ArrayLike, num_samples: ArrayLike, total: int, class_floo
             "lower weigh.class_floor."
         )
     return apportion(mass, total, floor, sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class IsplSettings:
+    """What turns a loss into an ISPL weight: the scheme, and its thresholds in nats."""
+
+    scheme: Scheme
+    threshold: float
+    second_threshold: float
+    diversity_step: float
+
+    @classmethod
+    def of(cls, config: WeighConfig, threshold: float) -> IsplSettings:
+        """The configured scheme at a threshold in nats, of which its other parameters are fractions."""
+        return cls(config.scheme, threshold, threshold * config.second_threshold, threshold * config.diversity_step)
+
+    def weigh(self, loss: NDArray[np.floating]) -> NDArray[np.float64]:
+        """ISPL weights, before the class weight, of the samples of one class: (n,) to (n,)."""
+        return ispl_weights(
+            loss.astype(np.float64),
+            scheme=self.scheme,
+            threshold=self.threshold,
+            second_threshold=self.second_threshold,
+            diversity_step=self.diversity_step,
+            labels=np.zeros(len(loss), np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ClassShares:
+    """What interclass sampling gives the classes."""
+
+    beta: float
+    """Of the effective number."""
+    class_weight: NDArray[np.float64]
+    """(C,) Mean 1."""
+    quota: NDArray[np.int64]
+    """(C,) Samples to keep; they add up to the budget."""
+
+
+def class_shares(
+    *,
+    num_samples: NDArray[np.integer],
+    effective_count: NDArray[np.floating],
+    recall: NDArray[np.floating],
+    budget: int,
+    config: WeighConfig,
+) -> ClassShares:
+    """Interclass sampling, from what the reduce knows of each class to its weight and quota.
+
+    Parameters
+    ----------
+    num_samples : ndarray of shape (C,)
+        Samples of each class, at least 1.
+    effective_count : ndarray of shape (C,)
+        Sum of the ISPL weights of each class.
+    recall : ndarray of shape (C,)
+        Fraction of each class's samples that the proxy gets right.
+    budget : int
+        Samples to keep in all.
+    config : WeighConfig
+
+    Returns
+    -------
+    ClassShares
+
+    Raises
+    ------
+    ValueError
+        If the budget cannot be met, as `class_quotas` does.
+    """
+    beta = default_beta(num_samples) if config.beta == "auto" else config.beta
+    class_weight = class_weights(effective_count, beta)  # (C,)
+    mass = quota_mass(config.quota, ispl_mass=class_weight * effective_count, num_samples=num_samples, recall=recall)
+    return ClassShares(beta, class_weight, class_quotas(mass, num_samples, budget, config.class_floor))
 
 
 def _rank_in_class(loss: NDArray[np.float64], labels: NDArray[np.generic]) -> NDArray[np.int64]:

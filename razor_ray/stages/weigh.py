@@ -21,31 +21,11 @@ from razor_ray.config import WeighConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
+from razor_ray.weights import IsplSettings
 
 _METADATA_KEY = b"razor_ray"
 _CLASSES_PER_PARTITION, _MAX_PARTITIONS = 8, 64
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
-
-
-@dataclass(frozen=True, slots=True)
-class IsplSettings:
-    """What turns a loss into an ISPL weight: the scheme, and its thresholds in nats."""
-
-    scheme: str
-    threshold: float
-    second_threshold: float
-    diversity_step: float
-
-    def weigh(self, loss: NDArray[np.floating]) -> NDArray[np.float64]:
-        """ISPL weights, before the class weight, of the samples of one class: (n,) to (n,)."""
-        return weights.ispl_weights(
-            loss.astype(np.float64),
-            scheme=self.scheme,  # type: ignore[arg-type]
-            threshold=self.threshold,
-            second_threshold=self.second_threshold,
-            diversity_step=self.diversity_step,
-            labels=np.zeros(len(loss), np.int64),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +66,7 @@ def weigh(store: RunStore, class_names: tuple[str, ...], config: WeighConfig, ke
         )
         gather = ray.remote(_gather).options(name="gather losses")
         held = [gather.remote(*tables) for tables in split]
-        ispl = _settings(config, _exact_quantile(held, config.quantile))
+        ispl = IsplSettings.of(config, _exact_quantile(held, config.quantile))
         by_class: dict[int, dict[str, Any]] = {}
         for _, found in runtime.run_tasks(_class_mass, ((ref, ispl) for ref in held), name="weigh"):
             by_class |= found
@@ -171,15 +151,6 @@ def _count_halves(classes: dict[int, _ClassLosses], upper: int | None) -> NDArra
     return total
 
 
-def _settings(config: WeighConfig, threshold: float) -> IsplSettings:
-    return IsplSettings(
-        scheme=config.scheme,
-        threshold=threshold,
-        second_threshold=threshold * config.second_threshold,
-        diversity_step=threshold * config.diversity_step,
-    )
-
-
 def _class_mass(classes: dict[int, _ClassLosses], ispl: IsplSettings) -> dict[int, dict[str, Any]]:
     return {
         label: {
@@ -198,21 +169,18 @@ def _weights_table(
     num_samples = np.array([by_class[label]["num_samples"] for label in labels], np.int64)  # (C,)
     effective_count = np.array([by_class[label]["effective_count"] for label in labels])  # (C,)
     recall = np.array([by_class[label]["recall"] for label in labels])  # (C,)
-    beta = weights.default_beta(num_samples) if config.beta == "auto" else config.beta
-    class_weight = weights.class_weights(effective_count, beta)  # (C,)
     budget = weights.budget(int(num_samples.sum()), keep_fraction)
-    mass = weights.quota_mass(
-        config.quota, ispl_mass=class_weight * effective_count, num_samples=num_samples, recall=recall
+    shares = weights.class_shares(
+        num_samples=num_samples, effective_count=effective_count, recall=recall, budget=budget, config=config
     )
-    quota = weights.class_quotas(mass, num_samples, budget, config.class_floor)
     columns = {
         "label": labels,
         "class_name": [class_names[label] for label in labels],
         "num_samples": num_samples,
-        "num_effective": weights.effective_number(np.maximum(effective_count, 1.0), beta),
-        "class_weight": class_weight,
-        "quota": quota,
+        "num_effective": weights.effective_number(np.maximum(effective_count, 1.0), shares.beta),
+        "class_weight": shares.class_weight,
+        "quota": shares.quota,
     }
     table = pa.table([pa.array(columns[f.name], f.type) for f in schema.WEIGHTS], schema=schema.WEIGHTS)
-    facts = {"budget": budget, "num_samples": int(num_samples.sum()), "beta": float(beta)}
+    facts = {"budget": budget, "num_samples": int(num_samples.sum()), "beta": float(shares.beta)}
     return schema.check(table, schema.WEIGHTS, "weights"), facts

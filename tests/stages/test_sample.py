@@ -8,6 +8,7 @@ import pytest
 from razor_ray import sampling, schema
 from razor_ray.config import InputConfig, PruneConfig, SampleConfig, ScoreConfig, WeighConfig
 from razor_ray.run_store import RunStore
+from razor_ray.selection import Samples, gamma_razor
 from razor_ray.stages import runtime, weigh
 from razor_ray.stages.sample import random_ids, sample
 from tests.stages.test_weigh import NAMES, commit_scores, make_scores
@@ -54,6 +55,21 @@ def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypa
     assert select(tmp_path / "shuffled", shuffled, 4).equals(one)
     monkeypatch.setattr(runtime, "num_cpus", lambda: 7)  # more tasks in flight, other groups of files
     assert select(tmp_path / "workers", table, 5).equals(one)
+
+
+@pytest.mark.parametrize("quota", ["ispl", "recall"])
+def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota):
+    table = make_scores(2000)
+    selection = select(tmp_path / "run", table, weigh=WeighConfig(scheme="diversity", quota=quota), seed=5)
+    embedding = table["embedding"].combine_chunks()
+    samples = Samples(
+        ids=table["sample_id"].to_numpy(),
+        label=table["label"].to_numpy(),
+        scores={name: table[name].to_numpy() for name in (*schema.SCORE_NAMES, "correct")},
+        embedding=embedding.flatten().to_numpy().reshape(2000, -1),
+    )
+    keep = gamma_razor(samples, 600, 5, weigh=WeighConfig(scheme="diversity", quota=quota))
+    np.testing.assert_array_equal(keep, selection["keep"])
 
 
 def test_another_seed_selects_others(tmp_path):

@@ -1,0 +1,246 @@
+"""The methods that a user would compare with, from their papers' definitions, behind one signature.
+
+Each takes (samples, budget, seed) and keeps exactly `budget` samples. Random choices, those between equals too, are
+keyed by sample ids, so that a method keeps the same samples in whatever order it gets them. Scores are those of
+`razor_ray.hardness` and `razor_ray.dynamics`: higher = harder.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from razor_ray.apportion import apportion
+from razor_ray.hashing import TAIL_TIES, as_ids, hash_ids
+from razor_ray.sampling import draw_keys, weighted_draw
+from razor_ray.selection import Method, Samples, gamma_razor
+
+_DUAL_SCALE, _DUAL_ANCHORS = 15.0, 10
+
+
+def random(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    """Keep `budget` samples, each with the same chance."""
+    return _first(_random_order(samples, seed), budget)
+
+
+def random_balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    """Keep as many samples of every class, and all of a class that is smaller; at random within classes."""
+    labels, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)  # (C,), (N,), (C,)
+    quota = apportion(np.ones(len(labels)), budget, np.zeros(len(labels), np.int64), sizes)  # (C,)
+    return _first_of_groups(_random_order(samples, seed), of_class, quota)
+
+
+def hardest_first(samples: Samples, budget: int, seed: int, *, score: str = "el2n") -> NDArray[np.bool_]:
+    """Keep the hardest.
+
+    References
+    ----------
+    Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, for EL2N.
+    """
+    return _first(_hardest_order(samples, samples.column(score), seed), budget)
+
+
+def forgetting(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    """Keep those that were forgotten most often; those that were never learned come first.
+
+    References
+    ----------
+    Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019.
+    """
+    return hardest_first(samples, budget, seed, score="forgetting")
+
+
+def dyn_unc(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    """Keep those whose predicted probability of the label varied most while the proxy learned.
+
+    References
+    ----------
+    He et al., Large-scale Dataset Pruning with Dynamic Uncertainty, CVPR workshops 2024. Its window is here the whole
+    training of the proxy, which is short.
+    """
+    return hardest_first(samples, budget, seed, score="dyn_unc")
+
+
+def ccs(
+    samples: Samples,
+    budget: int,
+    seed: int,
+    *,
+    score: str = "el2n",
+    tail: float | None = None,
+    num_strata: int = 50,
+) -> NDArray[np.bool_]:
+    """Coverage-centric coreset selection: the hardest are cut off, the rest is covered evenly over its scores.
+
+    The scores of what is left are cut into strata of equal width. The smallest stratum comes first; each may keep an
+    equal share of the budget that is left, at random.
+
+    Parameters
+    ----------
+    samples, budget, seed
+        As for every method.
+    score : str
+        The authors report AUM for CIFAR, and find others about as good.
+    tail : float, optional
+        Fraction of the samples that are cut off (the paper's beta), never so many that the budget cannot be met. The
+        default is what the authors found best for CIFAR-10: 0.3 if at most 10 % are kept, 0.1 if at most 30 %, else 0.
+    num_strata : int
+        The paper's k.
+
+    References
+    ----------
+    Zheng et al., Coverage-centric Coreset Selection for High Pruning Rates, ICLR 2023, Algorithm 1.
+    """
+    num_samples = len(samples.ids)
+    if tail is None:
+        keep_fraction = budget / num_samples
+        tail = 0.3 if keep_fraction <= 0.1 else 0.1 if keep_fraction <= 0.3 else 0.0
+    num_cut = min(int(tail * num_samples + 1e-9), num_samples - budget)
+    values = samples.column(score)
+    rest = _hardest_order(samples, values, seed)[num_cut:]  # (M,)
+    low, high = values[rest].min(), values[rest].max()
+    stratum = np.zeros(num_samples, np.int64)
+    if high > low:
+        stratum[rest] = np.minimum((values[rest] - low) / (high - low) * num_strata, num_strata - 1).astype(np.int64)
+    sizes = np.bincount(stratum[rest], minlength=num_strata)  # (K,)
+    quota = np.zeros(num_strata, np.int64)  # (K,)
+    left = budget
+    by_size = np.argsort(sizes, kind="stable")
+    by_size = by_size[sizes[by_size] > 0]
+    for place, at in enumerate(by_size):
+        quota[at] = min(sizes[at], left // (len(by_size) - place))
+        left -= quota[at]
+    is_rest = np.zeros(num_samples, bool)
+    is_rest[rest] = True
+    order = _random_order(samples, seed)
+    return _first_of_groups(order[is_rest[order]], stratum, quota)
+
+
+def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    """Moderate-DS: of each class, keep those whose distance to the class's mean embedding is closest to the median.
+
+    Classes keep shares in proportion to their sizes.
+
+    References
+    ----------
+    Xia et al., Moderate Coreset: A Universal Method of Data Selection for Real-world Data-efficient Deep Learning, ICLR
+    2023.
+    """
+    if samples.embedding is None:
+        raise ValueError("moderate needs embeddings, got none.")
+    _, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)
+    quota = apportion(sizes.astype(np.float64), budget, np.zeros(len(sizes), np.int64), sizes)
+    off_median = np.empty(len(samples.ids))  # (N,)
+    for index in range(len(sizes)):
+        rows = np.flatnonzero(of_class == index)
+        rows = rows[np.argsort(as_ids(samples.ids[rows], "moderate"), kind="stable")]  # one order for the float sums
+        embedding = samples.embedding[rows].astype(np.float64)  # (n, D)
+        distance = np.linalg.norm(embedding - embedding.mean(axis=0), axis=1)  # (n,)
+        off_median[rows] = np.abs(distance - np.median(distance))
+    return _first_of_groups(_hardest_order(samples, -off_median, seed), of_class, quota)
+
+
+def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 6.0) -> NDArray[np.bool_]:
+    r"""DUAL with Beta sampling: uncertain and difficult samples, easier ones the smaller the budget.
+
+    Drawn without replacement with chances that go as DUAL times the density of Beta(a, b) at the sample's mean
+    probability of its label, :math:`b = 15 (1 - \mu)(1 - r^c)`, :math:`a = 16 - b`, where r is the fraction that is
+    pruned and :math:`\mu` the mean probability of the ten samples of the highest DUAL.
+
+    Parameters
+    ----------
+    samples, budget, seed
+        As for every method.
+    exponent : float
+        c. The authors' code adds 2 to the c_D of its command line, whose example for CIFAR has 4.
+
+    References
+    ----------
+    Cho et al., Lightweight Dataset Pruning without Full Training via Example Difficulty and Prediction Uncertainty,
+    ICML 2025 (arXiv 2502.06905), and the authors' code.
+    """
+    score, mean = samples.column("dual"), samples.column("mean_p")
+    top = _hardest_order(samples, score, seed)[:_DUAL_ANCHORS]
+    anchor = float(np.sort(mean[top]).mean())
+    pruned = 1 - budget / len(samples.ids)
+    b = max(_DUAL_SCALE * (1 - anchor) * (1 - pruned**exponent), 1e-6)
+    a = _DUAL_SCALE + 1 - b
+    # Logarithms, since the density spans hundreds of orders of magnitude; its constant factor changes no draw.
+    inside = np.clip(mean, 1e-12, 1 - 1e-12)
+    with np.errstate(divide="ignore"):
+        logarithm = (a - 1) * np.log(inside) + (b - 1) * np.log1p(-inside) + np.log(score)  # (N,)
+    finite = np.isfinite(logarithm)
+    weight = np.zeros(len(score))
+    if finite.any():
+        # Beyond e^-600 of the largest, chances are nothing; weights must stay normal numbers.
+        weight[finite] = np.exp(np.maximum(logarithm[finite] - logarithm[finite].max(), -600.0))
+    ids = as_ids(samples.ids, "dual")
+    keep = np.zeros(len(score), bool)
+    keep[weighted_draw(weight, draw_keys(ids, seed), budget, ids)] = True
+    return keep
+
+
+def per_class(method: Method) -> Method:
+    """The same method inside every class, which keep shares in proportion to their sizes."""
+
+    def balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+        _, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)
+        quota = apportion(sizes.astype(np.float64), budget, np.zeros(len(sizes), np.int64), sizes)
+        keep = np.zeros(len(samples.ids), bool)
+        for index, count in enumerate(quota):
+            rows = np.flatnonzero(of_class == index)
+            if count:
+                keep[rows] = method(samples.take(rows), int(count), seed)
+        return keep
+
+    return balanced
+
+
+METHODS: dict[str, Method] = {
+    "razor": gamma_razor,
+    "random": random,
+    "random_balanced": random_balanced,
+    "hardest": hardest_first,
+    "ccs": ccs,
+    "ccs_per_class": per_class(ccs),
+    "moderate": moderate,
+    "dual": dual,
+    "dual_per_class": per_class(dual),
+    "dyn_unc": dyn_unc,
+    "forgetting": forgetting,
+}
+"""Every method by the name that `razor-ray compare` knows it by."""
+
+
+def _random_order(samples: Samples, seed: int) -> NDArray[np.intp]:
+    """All rows in random order, (N,)."""
+    ids = as_ids(samples.ids, "random")
+    return np.lexsort((ids, draw_keys(ids, seed)))
+
+
+def _hardest_order(samples: Samples, score: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
+    """All rows, the highest score first, (N,); equals in random order."""
+    if not np.isfinite(score).all():
+        raise ValueError("scores must be finite; samples without belong in quarantine.")
+    return np.lexsort((hash_ids(as_ids(samples.ids, "hardest"), seed, TAIL_TIES), -score))
+
+
+def _first(order: NDArray[np.intp], budget: int) -> NDArray[np.bool_]:
+    """A mask, (N,), of the first `budget` rows of an order."""
+    if not 0 <= budget <= len(order):
+        raise ValueError(f"the budget must be in 0..{len(order)}, the number of samples, got {budget}.")
+    keep = np.zeros(len(order), bool)
+    keep[order[:budget]] = True
+    return keep
+
+
+def _first_of_groups(
+    order: NDArray[np.intp], group: NDArray[np.integer], quota: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """A mask, (N,), of the first rows of an order in each group, as many as its quota."""
+    grouped = order[np.argsort(group[order], kind="stable")]  # (M,) group by group, in the order of each
+    sizes = np.bincount(group[order], minlength=len(quota))  # (K,)
+    place = np.arange(len(grouped)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # (M,) place in its group
+    keep = np.zeros(len(group), bool)
+    keep[grouped[place < np.repeat(quota, sizes)]] = True
+    return keep

@@ -1,0 +1,149 @@
+"""How samples fared while the proxy learned: scores from every epoch of its training, at no cost in forward passes.
+
+A worker adds up what it sees of each sample, in memory that grows with its samples and not with epochs or classes.
+Sums of several workers, and of a training that was interrupted, add up to the same.
+
+Scores are of the batches that are trained on: augmented images, batch statistics, the weights of that step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from razor_ray.config import MAX_PROXY_EPOCHS
+
+NAMES = ("mean_el2n", "mean_p", "dyn_unc", "dual", "aum", "forgetting")
+"""Columns that `Dynamics.scores` gives."""
+
+
+@dataclass(slots=True)
+class Dynamics:
+    """Sums over the epochs so far, for each of n samples.
+
+    All arrays have shape (n,).
+    """
+
+    sample_id: NDArray[np.int64]
+    """Ascending."""
+    count: NDArray[np.int64]
+    """Epochs that saw the sample."""
+    el2n: NDArray[np.float64]
+    p: NDArray[np.float64]
+    """Of the predicted probability of the label."""
+    p_squared: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    """Of the label's logit less the largest other."""
+    seen: NDArray[np.int64]
+    """Bit e: epoch e (from 0) saw the sample."""
+    correct: NDArray[np.int64]
+    """Bit e: epoch e got it right."""
+
+    @classmethod
+    def empty(cls, sample_id: NDArray[np.int64]) -> Dynamics:
+        """No epoch seen yet.
+
+        Parameters
+        ----------
+        sample_id : ndarray of shape (n,)
+            In any order, each once.
+        """
+        ids = np.unique(np.asarray(sample_id, np.int64))
+        counts = {name: np.zeros(len(ids), np.int64) for name in ("count", "seen", "correct")}
+        sums = {name: np.zeros(len(ids)) for name in ("el2n", "p", "p_squared", "margin")}
+        return cls(sample_id=ids, **counts, **sums)
+
+    def add(
+        self,
+        epoch: int,
+        sample_id: NDArray[np.int64],
+        *,
+        el2n: NDArray[np.floating],
+        p: NDArray[np.floating],
+        margin: NDArray[np.floating],
+        correct: NDArray[np.bool_],
+    ) -> None:
+        """Count what an epoch saw of some samples, each at most once an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            0..MAX_PROXY_EPOCHS - 1.
+        sample_id : ndarray of shape (B,)
+            Of samples that `empty` was given.
+        el2n, p, margin, correct : ndarray of shape (B,)
+
+        Raises
+        ------
+        ValueError
+            If the epoch is out of range or a sample is not known.
+        """
+        if not 0 <= epoch < MAX_PROXY_EPOCHS:
+            raise ValueError(f"epoch must be in 0..{MAX_PROXY_EPOCHS - 1}, got {epoch}.")
+        at = np.searchsorted(self.sample_id, sample_id)
+        if len(sample_id) and (at.max(initial=0) >= len(self.sample_id) or (self.sample_id[at] != sample_id).any()):
+            raise ValueError("a sample that is not known was counted.")
+        finite = np.isfinite(el2n) & np.isfinite(p) & np.isfinite(margin)  # a step that overflowed tells nothing
+        at, kept = at[finite], finite
+        bit = np.int64(1) << np.int64(epoch)
+        self.count[at] += 1
+        self.el2n[at] += el2n[kept]
+        self.p[at] += p[kept]
+        self.p_squared[at] += np.square(p[kept], dtype=np.float64)
+        self.margin[at] += margin[kept]
+        self.seen[at] |= bit
+        self.correct[at] |= np.where(correct[kept], bit, np.int64(0))
+
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        r"""Scores, all higher = harder but `mean_p`; NaN for a sample that no epoch saw.
+
+        Returns
+        -------
+        dict of ndarray of shape (n,)
+            `mean_el2n`. `mean_p`: mean predicted probability of the label. `dyn_unc`: its standard deviation over the
+            epochs (He et al. 2024, with one window). `dual`: that times 1 - `mean_p` (Cho et al. 2025, with one
+            window). `aum`: mean of the largest other logit less the label's, the negative of Pleiss et al.'s (2020)
+            area under the margin. `forgetting`: times that a sample was right and then wrong in the next epoch that
+            saw it (Toneva et al. 2019); for one that was never right the number of its epochs + 1.
+        """
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean_el2n, mean_p, margin = self.el2n / self.count, self.p / self.count, self.margin / self.count
+            # Rounding may leave a little less than nothing.
+            deviation = np.sqrt(np.maximum(self.p_squared / self.count - mean_p**2, 0.0))
+        values = {
+            "mean_el2n": mean_el2n,
+            "mean_p": mean_p,
+            "dyn_unc": deviation,
+            "dual": deviation * (1 - mean_p),
+            "aum": -margin,
+            "forgetting": np.where(self.count > 0, self._forgetting(), np.nan),
+        }
+        return {name: values[name].astype(np.float32) for name in NAMES}
+
+    def _forgetting(self) -> NDArray[np.int64]:
+        events = np.zeros(len(self.sample_id), np.int64)
+        was_right = np.zeros(len(self.sample_id), bool)
+        for epoch in range(MAX_PROXY_EPOCHS):
+            seen, right = self.seen >> epoch & 1 == 1, self.correct >> epoch & 1 == 1
+            events += was_right & seen & ~right
+            was_right = np.where(seen, right, was_right)
+        return np.where(self.correct == 0, self.count + 1, events)
+
+
+def merge(parts: Iterable[Dynamics]) -> Dynamics:
+    """Add up what several workers saw; their samples may overlap, but not in one epoch.
+
+    Sums are over the parts in their order.
+    """
+    parts = list(parts)
+    total = Dynamics.empty(np.concatenate([part.sample_id for part in parts] or [np.zeros(0, np.int64)]))
+    for part in parts:
+        at = np.searchsorted(total.sample_id, part.sample_id)
+        for name in ("count", "el2n", "p", "p_squared", "margin"):
+            getattr(total, name)[at] += getattr(part, name)
+        for name in ("seen", "correct"):
+            getattr(total, name)[at] |= getattr(part, name)
+    return total

@@ -1,0 +1,137 @@
+"""gamma-Razor as one call: scored samples in, which to keep out.
+
+The stages do the same to data that fits no single machine, and choose the same samples; here it is arrays, for Python
+users, for the comparison with other methods (baselines.py), and for tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from razor_ray import sampling, weights
+from razor_ray.config import SampleConfig, WeighConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Samples:
+    """What was scored: all that a method may look at when it chooses.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not of one length.
+    """
+
+    ids: NDArray[np.integer]
+    """(N,) Integers that name the samples for good; random choices are keyed by them."""
+    label: NDArray[np.integer]
+    """(N,) In 0..C-1."""
+    scores: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    """Columns of `scores/`, (N,) each, by name."""
+    embedding: NDArray[np.floating] | None = None
+    """(N, D)"""
+
+    def __post_init__(self) -> None:
+        lengths = {"label": len(self.label)} | {name: len(column) for name, column in self.scores.items()}
+        if self.embedding is not None:
+            lengths["embedding"] = len(self.embedding)
+        if wrong := {name: length for name, length in lengths.items() if length != len(self.ids)}:
+            raise ValueError(f"arrays must have a row for each of the {len(self.ids)} ids, got {wrong}.")
+
+    def take(self, rows: NDArray[np.integer]) -> Samples:
+        """Some of the samples."""
+        return Samples(
+            ids=self.ids[rows],
+            label=self.label[rows],
+            scores={name: column[rows] for name, column in self.scores.items()},
+            embedding=None if self.embedding is None else self.embedding[rows],
+        )
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """A score, (N,).
+
+        Raises
+        ------
+        ValueError
+            If it was not computed.
+        """
+        if name not in self.scores:
+            raise ValueError(f"there is no score {name!r} (there are: {', '.join(sorted(self.scores))}).")
+        return np.asarray(self.scores[name], np.float64)
+
+
+Method = Callable[[Samples, int, int], NDArray[np.bool_]]
+"""A way to choose: (samples, budget, seed) to a mask of shape (N,), True for the `budget` samples that are kept."""
+
+
+def gamma_razor(
+    samples: Samples,
+    budget: int,
+    seed: int,
+    *,
+    hardness: str = "el2n",
+    weigh: WeighConfig | None = None,
+    sample: SampleConfig | None = None,
+) -> NDArray[np.bool_]:
+    """Choose by gamma-Razor: interclass sampling gives each class its quota, intraclass sampling fills it.
+
+    Parameters
+    ----------
+    samples : Samples
+        With the scores `loss`, `margin`, `correct` and that of `hardness`, and, for k-means, embeddings.
+    budget : int
+        Samples to keep, 1..N.
+    seed : int
+        0..2^63-1.
+    hardness : str
+        The score that ranks samples inside a class; higher = harder.
+    weigh, sample : WeighConfig, SampleConfig, optional
+        Defaults as for `razor-ray prune`.
+
+    Returns
+    -------
+    ndarray of shape (N,)
+        True for exactly `budget` samples.
+
+    Raises
+    ------
+    ValueError
+        If a score is missing or not finite, or the budget cannot be met.
+
+    References
+    ----------
+    Liu et al., gamma-Razor, IEEE TCSS 12(3), 2025, as far as its abstract tells; see `weights` and `sampling` for what
+    is ours.
+    """
+    weigh, sample = weigh or WeighConfig(), sample or SampleConfig()
+    loss, margin, correct = (samples.column(name) for name in ("loss", "margin", "correct"))
+    ispl = weights.IsplSettings.of(weigh, weights.loss_quantile(loss, weigh.quantile))
+    classes = [(int(label), np.flatnonzero(samples.label == label)) for label in np.unique(samples.label)]
+    shares = weights.class_shares(
+        num_samples=np.array([len(rows) for _, rows in classes]),
+        effective_count=np.array(
+            # In ascending order, as the distributed reduce holds them: the sums are then the same to the last bit.
+            [ispl.weigh(np.sort(loss[rows])).sum() for _, rows in classes]
+        ),
+        recall=np.array([np.mean(correct[rows]) for _, rows in classes]),
+        budget=budget,
+        config=weigh,
+    )
+    column = samples.column(hardness)
+    keep = np.zeros(len(samples.ids), bool)
+    for (label, rows), quota in zip(classes, shares.quota, strict=True):
+        keep[rows] = sampling.sample_class(
+            hardness=column[rows],
+            embedding=None if samples.embedding is None else samples.embedding[rows],
+            ids=samples.ids[rows],
+            quota=int(quota),
+            seed=seed,
+            label=label,
+            wrong_label_fraction=sampling.estimate_wrong_labels(loss[rows], margin[rows]),
+            settings=sample,
+        ).keep
+    return keep

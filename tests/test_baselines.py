@@ -1,0 +1,181 @@
+"""The methods to compare with: their definitions by hand, and what all of them promise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from razor_ray import baselines
+from razor_ray.baselines import METHODS
+from razor_ray.selection import Samples
+
+
+def samples(num_samples: int = 300, num_classes: int = 4, seed: int = 0) -> Samples:
+    """A skewed layout with every score that a method may ask for."""
+    rng = np.random.default_rng(seed)
+    p = rng.beta(4, 1.5, num_samples)
+    deviation = rng.random(num_samples) * 0.3
+    return Samples(
+        ids=rng.permutation(10 * num_samples)[:num_samples],
+        label=rng.choice(num_classes, num_samples, p=rng.dirichlet(np.ones(num_classes))),
+        scores={
+            "loss": -np.log(p),
+            "el2n": (1 - p) * 1.2,
+            "margin": 1 - 2 * p,
+            "correct": p > 0.5,
+            "mean_p": p,
+            "dual": deviation * (1 - p),
+            "dyn_unc": deviation,
+            "forgetting": rng.integers(0, 4, num_samples),
+        },
+        embedding=rng.normal(size=(num_samples, 5)).astype(np.float32),
+    )
+
+
+def plain(score, name="el2n", label=None) -> Samples:
+    score = np.asarray(score, float)
+    label = np.zeros(len(score), int) if label is None else np.asarray(label)
+    return Samples(ids=np.arange(len(score)), label=label, scores={name: score})
+
+
+def kept(mask) -> list[int]:
+    return np.flatnonzero(mask).tolist()
+
+
+# What all promise.
+
+
+@pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20, 200), st.integers(1, 5), st.floats(0.05, 1.0), st.integers(0, 2**31))
+def test_the_budget_is_met_exactly_and_order_does_not_matter(name, num_samples, num_classes, fraction, seed):
+    given_samples = samples(num_samples, num_classes, seed)
+    budget = max(num_classes, round(fraction * num_samples))  # the razor keeps one of every class
+    mask = METHODS[name](given_samples, budget, seed)
+    assert mask.dtype == bool
+    assert mask.sum() == budget
+    order = np.random.default_rng(seed).permutation(num_samples)
+    np.testing.assert_array_equal(METHODS[name](given_samples.take(order), budget, seed), mask[order])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_seed_decides_what_is_random(name):
+    given_samples = samples()
+    masks = [METHODS[name](given_samples, 100, seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(masks[0], masks[1])
+    deterministic = name in ("hardest", "moderate", "dyn_unc")  # no two of these samples are equal
+    assert np.array_equal(masks[0], masks[2]) == deterministic
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"razor"}))
+def test_a_budget_of_everything_keeps_everything(name):
+    assert METHODS[name](samples(), 300, 0).all()
+
+
+# By definition.
+
+
+def test_hardest_first_by_hand():
+    assert kept(baselines.hardest_first(plain([0.3, 0.9, 0.1, 0.5]), 2, 0)) == [1, 3]
+
+
+def test_forgetting_takes_the_never_learned_first():
+    # Three epochs: two were forgotten once or twice, one was never learned, which counts as 4.
+    assert kept(baselines.forgetting(plain([1, 4, 0, 2], "forgetting"), 2, 0)) == [1, 3]
+
+
+def test_random_takes_every_sample_equally_often():
+    given_samples = plain(np.zeros(20))
+    counts = sum(baselines.random(given_samples, 5, seed).astype(int) for seed in range(2000))
+    # 500 each expected, standard deviation 19.
+    assert abs(counts - 500).max() < 90
+
+
+def test_random_balanced_by_hand():
+    label = [0] * 10 + [1] * 10 + [2] * 2
+    mask = baselines.random_balanced(plain(np.zeros(22), label=label), 12, 3)
+    assert np.bincount(np.asarray(label)[mask]).tolist() == [5, 5, 2]  # the small class whole, its rest to the others
+
+
+def test_ccs_by_hand():
+    # The hardest tenth (two of 20) goes. Left: 12 in the lowest stratum, 4 in the next, 2 in the last of three.
+    score = [0.0] + [0.1] * 11 + [0.4] * 4 + [0.9] * 2 + [5.0, 6.0]
+    mask = baselines.ccs(plain(score), 9, 0, tail=0.1, num_strata=3)
+    in_stratum = [mask[:12].sum(), mask[12:16].sum(), mask[16:18].sum()]
+    # Smallest first: 2 of 2 (a third of 9 is 3), then 3 of 4 (half of 7), then the 4 that are left.
+    assert in_stratum == [4, 3, 2]
+    assert not mask[18:].any()
+
+
+def test_ccs_cuts_less_where_the_budget_would_not_be_met():
+    assert baselines.ccs(plain(np.arange(10.0)), 9, 0, tail=0.5).sum() == 9
+
+
+def test_ccs_cuts_what_its_authors_cut():
+    score = np.arange(1000.0)
+    for budget, hardest in ((100, 699), (300, 899), (500, 999)):
+        keeps = [kept(baselines.ccs(plain(score), budget, seed))[-1] for seed in range(30)]
+        assert max(keeps) <= hardest
+        assert max(keeps) > hardest - 20  # up to the edge of what was cut
+
+
+def test_moderate_by_hand():
+    # One class on a line; its mean is 0, distances are 5, 1, 0, 1, 2, 3: the median is 1.5.
+    embedding = np.array([[-5.0], [1.0], [0.0], [-1.0], [2.0], [3.0]])
+    given_samples = Samples(ids=np.arange(6), label=np.zeros(6, int), embedding=embedding)
+    assert kept(baselines.moderate(given_samples, 3, 0)) == [1, 3, 4]
+
+
+def test_moderate_needs_embeddings():
+    with pytest.raises(ValueError, match="embeddings"):
+        baselines.moderate(plain([1.0]), 1, 0)
+
+
+def test_dual_draws_as_its_density_says():
+    # Three kinds of samples of one DUAL score; the ten anchors have a mean of 0.5, half is pruned, c = 1:
+    # b = 15 x 0.5 x 0.5 = 3.75, a = 12.25.
+    mean = np.array([0.5] * 10 + [0.9] * 40 + [0.7] * 40)
+    score = np.array([1.0] * 10 + [0.5] * 80)
+    given_samples = Samples(ids=np.arange(90), label=np.zeros(90, int), scores={"dual": score, "mean_p": mean})
+    a, b = 12.25, 3.75
+    density = mean ** (a - 1) * (1 - mean) ** (b - 1) * score
+    first = np.zeros(90)
+    for seed in range(3000):
+        first += baselines.dual(given_samples, 1, seed, exponent=np.log(0.5) / np.log(89 / 90))
+    # With one to keep the chances are the density itself; here r^c is 0.5 again.
+    expected = 3000 * np.array([part.sum() for part in np.split(density / density.sum(), [10, 50])])
+    found = np.array([part.sum() for part in np.split(first, [10, 50])])
+    assert (abs(found - expected) < 5 * np.sqrt(expected) + 1).all()
+
+
+def test_dual_prefers_easier_samples_when_more_is_pruned():
+    given_samples = samples(2000)
+    mean_of_kept = [
+        given_samples.scores["mean_p"][baselines.dual(given_samples, budget, 0)].mean() for budget in (100, 600)
+    ]
+    assert mean_of_kept == sorted(mean_of_kept, reverse=True)
+
+
+def test_per_class_keeps_shares():
+    given_samples = samples(400, 3)
+    sizes = np.bincount(given_samples.label)
+    mask = baselines.per_class(baselines.hardest_first)(given_samples, 100, 0)
+    np.testing.assert_allclose(np.bincount(given_samples.label[mask]), sizes / 4, atol=1)
+
+
+@pytest.mark.parametrize("name", ["ccs", "dual", "forgetting", "razor"])
+def test_a_score_that_was_not_computed_is_named(name):
+    with pytest.raises(ValueError, match="there is no score"):
+        METHODS[name](Samples(ids=np.arange(3), label=np.zeros(3, int)), 1, 0)
+
+
+def test_scores_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="finite"):
+        baselines.hardest_first(plain([1.0, np.nan]), 1, 0)
+
+
+def test_arrays_of_other_lengths_are_refused():
+    with pytest.raises(ValueError, match="el2n"):
+        Samples(ids=np.arange(3), label=np.zeros(3, int), scores={"el2n": np.zeros(2)})
