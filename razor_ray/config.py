@@ -217,7 +217,7 @@ class PruneConfig:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
         if self.proxy.weights and self.score.hardness in DYNAMICS:
             raise ValueError(
-                f"score.hardness {self.score.hardness} is made while the proxy is trained, but proxy.weights gives one. "
+                f"score.hardness {self.score.hardness} is made while a proxy is trained, but proxy.weights gives one. "
                 "Leave out --proxy.weights, or pass el2n, loss, margin or entropy."
             )
         _check_seed(self.seed)

@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from razor_ray.config import MAX_PROXY_EPOCHS
-
-NAMES = ("mean_el2n", "mean_p", "dyn_unc", "dual", "aum", "forgetting")
-"""Columns that `Dynamics.scores` gives."""
+from razor_ray.schema import DYNAMICS_NAMES
 
 
 @dataclass(slots=True)
@@ -52,9 +50,9 @@ class Dynamics:
             In any order, each once.
         """
         ids = np.unique(np.asarray(sample_id, np.int64))
-        counts = {name: np.zeros(len(ids), np.int64) for name in ("count", "seen", "correct")}
-        sums = {name: np.zeros(len(ids)) for name in ("el2n", "p", "p_squared", "margin")}
-        return cls(sample_id=ids, **counts, **sums)
+        count, seen, correct = np.zeros((3, len(ids)), np.int64)
+        el2n, p, p_squared, margin = np.zeros((4, len(ids)))
+        return cls(ids, count, el2n, p, p_squared, margin, seen, correct)
 
     def add(
         self,
@@ -121,7 +119,7 @@ class Dynamics:
             "aum": -margin,
             "forgetting": np.where(self.count > 0, self._forgetting(), np.nan),
         }
-        return {name: values[name].astype(np.float32) for name in NAMES}
+        return {name: values[name].astype(np.float32) for name in DYNAMICS_NAMES}
 
     def _forgetting(self) -> NDArray[np.int64]:
         events = np.zeros(len(self.sample_id), np.int64)

@@ -15,7 +15,7 @@ from razor_ray.config import ModelConfig, PruneConfig, TrainConfig
 from razor_ray.progress import say
 from razor_ray.run_store import COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import runtime
+from razor_ray.stages import dynamics, runtime
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
@@ -188,12 +188,13 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
             learning_rate=config.proxy.learning_rate,
             seed=config.seed,
         )
-        facts["metrics"] = training.train(training_config, catalog, None, store, "_proxy", "proxy")
+        facts["metrics"] = training.train(training_config, catalog, None, store, "_proxy", "proxy", with_dynamics=True)
         # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
         check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction)
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")
+        dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")
         facts["trained"] = True
     content = model.save_weights(network)
     store.write_bytes("proxy/model.safetensors", content)
@@ -203,4 +204,11 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
 
 def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> Proxy:
     facts = store.commit_facts("proxy")
-    return proxy_in_store(store, facts["arch"], len(catalog.class_names), facts["image_size"], config.proxy.device)
+    return proxy_in_store(
+        store,
+        facts["arch"],
+        len(catalog.class_names),
+        facts["image_size"],
+        config.proxy.device,
+        with_dynamics=facts["trained"],
+    )

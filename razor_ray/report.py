@@ -43,7 +43,17 @@ _REASONS = {
     "noise": ("dropped", "in the hardest tail of its class: wrong label, ambiguous, or out of reach of this budget"),
 }
 
-_SCORES = {"el2n": "EL2N", "loss": "loss in nats", "margin": "margin", "entropy": "entropy in nats"}
+_SCORES = {
+    "el2n": "EL2N",
+    "loss": "loss in nats",
+    "margin": "margin",
+    "entropy": "entropy in nats",
+    "mean_el2n": "EL2N, the mean over the epochs of the proxy",
+    "dyn_unc": "standard deviation of the label's probability over the epochs of the proxy",
+    "dual": "DUAL, over the epochs of the proxy",
+    "aum": "negative area under the margin, over the epochs of the proxy",
+    "forgetting": "forgetting events over the epochs of the proxy",
+}
 
 
 def write(store: RunStore, manifest: dict[str, Any]) -> None:
@@ -67,7 +77,7 @@ def write(store: RunStore, manifest: dict[str, Any]) -> None:
     sections = [
         _header(manifest),
         _counts(manifest),
-        _hardness(survey.histogram, config),
+        _hardness(survey.histogram, manifest),
         _gallery(survey, name_of, pictures),
         _reasons(manifest, survey.hardest_noise, name_of),
         _classes(manifest["classes"], class_weight),
@@ -234,13 +244,13 @@ def _counts(manifest: dict[str, Any]) -> Html:
     )
 
 
-def _hardness(histogram: charts.Histogram, config: dict[str, Any]) -> Html:
-    score = _SCORES[config["score"]["hardness"]]
+def _hardness(histogram: charts.Histogram, manifest: dict[str, Any]) -> Html:
+    score = _SCORES[manifest["scores"]["hardness"]]
     return _section(
         "Hardness",
         tag("p", f"By {score}, as the proxy sees the samples; higher is harder."),
         tag("p", charts.swatch("all"), "all samples", charts.swatch("kept"), "kept", class_="legend"),
-        charts.histogram_chart(histogram, score, config["keep_fraction"]),
+        charts.histogram_chart(histogram, score, manifest["budget"]["keep_fraction"]),
     )
 
 
@@ -340,7 +350,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["keep fraction", f"{config['keep_fraction']:g}"],
         ["seed", config["seed"]],
         ["proxy", _proxy(manifest["proxy"], config["proxy"])],
-        ["hardness", _SCORES[config["score"]["hardness"]]],
+        ["hardness", _SCORES[manifest["scores"]["hardness"]]],
         ["ISPL weights", f"scheme {ispl['scheme']}, {thresholds}"],
         ["class weights", f"inverse effective number of samples, {beta}"],
         ["quotas", f"{weigh['quota']}, at least {weigh['class_floor']} of a class"],

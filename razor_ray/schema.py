@@ -77,7 +77,12 @@ SUBSET = pa.schema(
 but Hugging Face `datasets` takes a column for an image or a class only if its field may be."""
 
 
-def scores(embedding_size: int) -> pa.Schema:
+DYNAMICS_NAMES = ("mean_el2n", "mean_p", "dyn_unc", "dual", "aum", "forgetting")
+"""Float columns that `scores/` has too if the proxy was trained in the run: of the epochs of that training. Higher =
+harder, but for `mean_p`."""
+
+
+def scores(embedding_size: int, *, with_dynamics: bool = False) -> pa.Schema:
     """Schema of `scores/`: a row per sample that was scored, with a float16 embedding of `embedding_size` numbers."""
     return pa.schema(
         [
@@ -86,6 +91,7 @@ def scores(embedding_size: int) -> pa.Schema:
             pa.field("label", pa.int32(), nullable=False),
             *(pa.field(name, pa.float32(), nullable=False) for name in SCORE_NAMES),
             pa.field("correct", pa.bool_(), nullable=False),
+            *(pa.field(name, pa.float32(), nullable=False) for name in (DYNAMICS_NAMES if with_dynamics else ())),
             pa.field("embedding", pa.list_(pa.float16(), embedding_size), nullable=False),
         ]
     )

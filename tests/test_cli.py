@@ -279,7 +279,7 @@ def assert_one_line(shown: str, message: str) -> None:
         ("prune", ["--max-quarantine-fraction", "2"], "max_quarantine_fraction must be in [0, 1], got 2"),
         ("prune", ["--input", ""], "input must name a Parquet file, folder or glob, got an empty path."),
         ("prune", ["--output", ""], "output must name the run's folder"),
-        ("prune", ["--proxy.epochs", "0"], "proxy.epochs must be at least 1, got 0."),
+        ("prune", ["--proxy.epochs", "0"], "proxy.epochs must be in 1..63, got 0."),
         ("prune", ["--score.batch-size", "0"], "score.batch_size must be at least 1, got 0."),
         ("prune", ["--weigh.quantile", "2"], "weigh.quantile must be in [0, 1], got 2"),
         ("prune", ["--sample.tail", "1"], "It is a fraction of the class."),

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from razor_ray.config import MAX_PROXY_EPOCHS
-from razor_ray.dynamics import NAMES, Dynamics, merge
+from razor_ray.dynamics import Dynamics, merge
+from razor_ray.schema import DYNAMICS_NAMES as NAMES
 
 
 def run(p, *, correct=None, ids=None) -> Dynamics:

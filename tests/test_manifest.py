@@ -18,7 +18,7 @@ CONFIG = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0
 FACTS = {
     "catalog": {"num_shards": 2, "num_samples": 10, "fingerprint": "aabb"},
     "proxy": {"arch": "resnet9", "image_size": 8, "num_classes": 3, "trained": False, "weights_sha256": "ab" * 32},
-    "scores": {"num_samples": 8, "batch_size": 4, "precision": "float32"},
+    "scores": {"num_samples": 8, "batch_size": 4, "precision": "float32", "hardness": "el2n"},
     "quarantine": {"num_samples": 2, "reasons": {"not an image": 1, "label is null": 1}},
     "weights": {"num_samples": 8, "budget": 4, "ispl": {"scheme": "linear"}, "beta": 0.5},
     "selection": {

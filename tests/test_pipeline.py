@@ -157,6 +157,26 @@ def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_
     assert len(kept & again) >= 115
 
 
+def test_a_proxy_that_is_trained_tells_how_samples_fared(digits, tmp_path):
+    encoded = digits["image"].to_pylist()
+    encoded[7] = b"no image"
+    table = digits.set_column(0, "image", pa.array(encoded, pa.binary()))
+    paths = ["--input", str(write_shards(table, tmp_path / "in", 3)), "--output", f"{tmp_path}/out"]
+    assert main(["prune", *paths, "--keep-fraction", "0.3", "--proxy.epochs", "3"]) == 0
+    scores = pq.read_table(tmp_path / "out" / "scores")
+    assert scores.schema.equals(schema.scores(128, with_dynamics=True))
+    assert scores.num_rows == 399
+    columns = {name: scores[name].to_numpy() for name in schema.DYNAMICS_NAMES}
+    np.testing.assert_allclose(columns["dual"], columns["dyn_unc"] * (1 - columns["mean_p"]), atol=1e-6)
+    assert columns["dyn_unc"].max() > 0.1
+    assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # of three epochs: forgotten once, or never learned
+    # What is learned in three epochs is hard in the pass after them too.
+    assert np.corrcoef(columns["mean_el2n"], scores["el2n"])[0, 1] > 0.3
+    selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
+    np.testing.assert_array_equal(selection["hardness"], scores.sort_by("sample_id")["mean_el2n"])
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["scores"]["hardness"] == "mean_el2n"
+
+
 def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):
     # One seven is left: it is kept.
     first_seven = digits["label"].to_pylist().index(7)

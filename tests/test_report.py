@@ -183,7 +183,7 @@ def make_run(
     proxy = {"arch": "resnet9", "image_size": 32, "trained": True, "weights_sha256": "0123456789abcdef"}
     store.seal("proxy", proxy)
     store.write_json("scores/_cost.json", {"seconds": 12.5})
-    store.seal("scores", {"num_samples": len(samples)})
+    store.seal("scores", {"num_samples": len(samples), "hardness": "el2n"})
     ispl = {"scheme": "linear", "threshold": 2.5, "second_threshold": 1.25, "diversity_step": 2.5}
     facts = {"budget": kept.total(), "num_samples": len(samples), "beta": 0.75, "ispl": ispl}
     commit(store, "weights", facts, weights=pa.table(weights, schema=schema.WEIGHTS))

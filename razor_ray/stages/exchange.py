@@ -47,6 +47,13 @@ def scatter_by_label(
     return _scatter(_split_by_label, files, filesystem, columns, partition_of_label)
 
 
+def scatter_by_shard(
+    files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_shard: NDArray[np.int64]
+) -> list[list[Any]]:
+    """Split files by the shard that their samples come from; otherwise as `scatter_by_label`."""
+    return _scatter(_split_by_shard, files, filesystem, columns, partition_of_shard)
+
+
 def scatter_kept_by_shard(
     files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_shard: NDArray[np.int64]
 ) -> list[list[Any]]:
@@ -100,6 +107,13 @@ def _split_by_label(
 ) -> list[pa.Table] | pa.Table:
     table = _read(files, filesystem, columns)
     return _split(table, partition[table["label"].to_numpy()], num_partitions)
+
+
+def _split_by_shard(
+    files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
+) -> list[pa.Table] | pa.Table:
+    table = _read(files, filesystem, columns)
+    return _split(table, partition[schema.shard_ids(table["sample_id"].to_numpy())], num_partitions)
 
 
 def _split_kept_by_shard(

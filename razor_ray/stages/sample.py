@@ -35,11 +35,12 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     labels, num_samples = weights.table["label"].to_numpy(), weights.table["num_samples"].to_numpy()  # (C,), (C,)
     partition_of_label = np.zeros(int(labels.max()) + 1, np.int64)
     partition_of_label[labels] = exchange.even_partitions(num_samples, _num_partitions(store, len(labels)))
-    columns = list(dict.fromkeys([*_COLUMNS, config.score.hardness]))
+    hardness = store.commit_facts("scores")["hardness"]
+    columns = list(dict.fromkeys([*_COLUMNS, hardness]))
     split = exchange.scatter_by_label(store.files("scores"), store.filesystem, columns, partition_of_label)
     folder = store.begin("selection")
     calls = (
-        (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, *tables)
+        (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, hardness, *tables)
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
@@ -87,7 +88,7 @@ def _num_partitions(store: RunStore, num_classes: int) -> int:
 
 
 def _sample_partition(
-    filesystem: pafs.FileSystem, path: str, weights: Weights, config: PruneConfig, *tables: pa.Table
+    filesystem: pafs.FileSystem, path: str, weights: Weights, config: PruneConfig, hardness: str, *tables: pa.Table
 ) -> dict[int, dict[str, Any]]:
     table = pa.concat_tables(tables)
     label = table["label"].to_numpy()
@@ -96,7 +97,7 @@ def _sample_partition(
     selections = []
     for value in np.unique(label).tolist():
         members = table.take(pa.array(np.flatnonzero(label == value)))
-        selection = _sample_class(members, class_rows[value], weights, config)
+        selection = _sample_class(members, class_rows[value], weights, config, hardness)
         selections.append(selection)
         kept = selection.filter(selection["keep"])
         found[value] = {
@@ -109,14 +110,16 @@ def _sample_partition(
     return found
 
 
-def _sample_class(table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig) -> pa.Table:
+def _sample_class(
+    table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig, hardness_name: str
+) -> pa.Table:
     # By identity: whatever order the pieces came in, every sum below is over the same rows in the same order.
     table = table.sort_by("sample_id").combine_chunks()
     sample_id, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()  # (n,), n
     loss = table["loss"].to_numpy()  # (n,)
     values = table["embedding"].combine_chunks()
     embedding = values.flatten().to_numpy().reshape(len(values), -1)  # (n, D)
-    hardness = table[config.score.hardness].to_numpy()  # (n,)
+    hardness = table[hardness_name].to_numpy()  # (n,)
     chosen = sampling.sample_class(
         hardness=hardness,
         embedding=embedding,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog
 from razor_ray.stages.catalog import pieces as plan
+from razor_ray.stages.dynamics import read_shard
 
 _BATCH_ON_GPU, _BATCH_ON_CPU = 256, 128
 _PIECES_IN_FLIGHT = 2
@@ -43,6 +45,8 @@ class Proxy:
     filesystem: pafs.FileSystem
     weights_path: str
     device: str = "auto"
+    dynamics_folder: str | None = None
+    """Where `stages.dynamics.gather` wrote how samples fared while it was trained, if it was."""
 
 
 class QuarantineError(ValueError):
@@ -85,7 +89,12 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
             progress.advance(row["num_rows"], f"{reasons.total():,} quarantined" if reasons else "")
     assert num_scored + reasons.total() == catalog.num_samples, "a sample was neither scored nor quarantined"
     store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
-    facts = {"num_samples": num_scored, "batch_size": batch_size, "precision": resources.precision}
+    facts = {
+        "num_samples": num_scored,
+        "batch_size": batch_size,
+        "precision": resources.precision,
+        "hardness": hardness_column(config, schema.DYNAMICS_NAMES if proxy.dynamics_folder else ()),
+    }
     store.commit("scores", facts)
 
 
@@ -144,6 +153,7 @@ class Scorer:
         model.load_weights(network, weights, proxy.weights_path)
         network = model.FeaturesAndLogits(network.eval())
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dynamics: tuple[int, dict[str, np.ndarray]] | None = None  # of the shard that was read last
         self.pool = None
         if resources.num_gpus:
             self.pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // runtime.gpus_of_this_node()))
@@ -160,6 +170,8 @@ class Scorer:
             self.catalog, piece, self.proxy.image_size, self.resources.batch_size, self.pool
         ):
             columns = self._forward(batch)
+            if self.proxy.dynamics_folder is not None:
+                columns |= self._dynamics(piece.shard_id, batch.sample_id, columns)
             finite = np.isfinite(columns["loss"]) & np.isfinite(columns["embedding"]).all(axis=1)
             reasons = [
                 reason or (None if fine else "score is not finite")
@@ -194,10 +206,65 @@ class Scorer:
         columns["embedding"] = embedding.float().clamp(-65504, 65504).to(torch.float16).cpu().numpy()
         return columns
 
+    def _dynamics(self, shard_id: int, sample_id: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """How the batch's samples fared while the proxy was trained, (B,) each.
 
-def proxy_in_store(store: RunStore, arch: str, num_classes: int, image_size: int, device: str = "auto") -> Proxy:
+        The few that no epoch saw, such as the remainder of an equal split, get what this pass alone tells.
+        """
+        assert self.proxy.dynamics_folder is not None
+        if self.dynamics is None or self.dynamics[0] != shard_id:
+            found = read_shard(self.proxy.filesystem, self.proxy.dynamics_folder, shard_id)
+            self.dynamics = shard_id, found
+        _, found = self.dynamics
+        at = np.minimum(np.searchsorted(found["sample_id"], sample_id), max(len(found["sample_id"]) - 1, 0))
+        is_there = found["sample_id"][at] == sample_id if len(found["sample_id"]) else np.zeros(len(sample_id), bool)
+        alone = _dynamics_of_one_pass(columns)
+        return {
+            name: np.where(is_there, found[name][at] if is_there.any() else 0, alone[name]).astype(np.float32)
+            for name in schema.DYNAMICS_NAMES
+        }
+
+
+def _dynamics_of_one_pass(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    p = np.exp(-columns["loss"].astype(np.float64))
+    other = np.maximum(columns["margin"] + p, np.finfo(np.float32).tiny)  # of the likeliest other class
+    return {
+        "mean_el2n": columns["el2n"],
+        "mean_p": p,
+        "dyn_unc": np.zeros_like(p),
+        "dual": np.zeros_like(p),
+        # Logits differ as the logarithms of their probabilities do.
+        "aum": np.log(other) + columns["loss"],
+        "forgetting": np.where(columns["correct"], 0.0, 2.0),
+    }
+
+
+def proxy_in_store(
+    store: RunStore,
+    arch: str,
+    num_classes: int,
+    image_size: int,
+    device: str = "auto",
+    *,
+    with_dynamics: bool = False,
+) -> Proxy:
     """The proxy whose weights were put into the run's folder."""
-    return Proxy(arch, num_classes, image_size, store.filesystem, store.path("proxy", "model.safetensors"), device)
+    return Proxy(
+        arch,
+        num_classes,
+        image_size,
+        store.filesystem,
+        store.path("proxy", "model.safetensors"),
+        device,
+        store.path("proxy", "dynamics") if with_dynamics else None,
+    )
+
+
+def hardness_column(config: ScoreConfig, columns: Collection[str]) -> str:
+    """The column of `scores/` that ranks samples inside a class, of those that are there."""
+    if config.hardness != "auto":
+        return config.hardness
+    return "mean_el2n" if "mean_el2n" in columns else "el2n"
 
 
 def _resources(config: ScoreConfig, device: str) -> Resources:
@@ -221,9 +288,10 @@ def _score_table(batch: ingest.Batch, columns: dict[str, np.ndarray], usable: np
         "key": pa.array(batch.key, pa.string()),
         "label": pa.array(batch.label),
         **{name: pa.array(columns[name]) for name in (*schema.SCORE_NAMES, "correct")},
+        **{name: pa.array(columns[name]) for name in schema.DYNAMICS_NAMES if name in columns},
         "embedding": pa.FixedSizeListArray.from_arrays(values, size),
     }
-    expected = schema.scores(size)
+    expected = schema.scores(size, with_dynamics=schema.DYNAMICS_NAMES[0] in columns)
     table = pa.table([arrays[name] for name in expected.names], schema=expected)
     return schema.check(table.filter(pa.array(usable)), expected, "scores")
 

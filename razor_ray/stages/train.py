@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -14,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray.data
 import ray.train
 import ray.train.torch
@@ -22,15 +25,17 @@ import torch
 from ray.data import ExecutionOptions
 from torch import Tensor, nn
 
-from razor_ray import images, model, sources, training
+from razor_ray import dynamics, hardness, images, model, sources, training
 from razor_ray.config import TrainConfig
+from razor_ray.dynamics import Dynamics
 from razor_ray.progress import Progress, stage
-from razor_ray.run_store import RunStore, open_filesystem, write_file
+from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 
 _EVAL_BATCH = _DECODE_BATCH = 256
 _STATE = "state.pt"
+_DYNAMICS = "dynamics"
 _MAX_FAILURES = 3
 _SHUFFLE_WINDOW = 16
 """Batches among which streamed samples are shuffled."""
@@ -62,10 +67,19 @@ class Task:
     """Where metrics.jsonl and the model go, in the filesystem."""
     initial_weights: str | None
     """Path in the filesystem of a state_dict to start from."""
+    with_dynamics: bool
+    """Keep how every sample fares: `razor_ray.dynamics`."""
 
 
 def train(
-    config: TrainConfig, catalog: Catalog, held_out: Catalog | None, store: RunStore, folder: str, title: str
+    config: TrainConfig,
+    catalog: Catalog,
+    held_out: Catalog | None,
+    store: RunStore,
+    folder: str,
+    title: str,
+    *,
+    with_dynamics: bool = False,
 ) -> dict[str, Any]:
     """Train a network.
 
@@ -82,6 +96,8 @@ def train(
         Run again after an interruption, the training goes on from there.
     title : str
         For the progress.
+    with_dynamics : bool
+        Keep how every sample fared over the epochs, in `dynamics_files(store, folder)`.
 
     Returns
     -------
@@ -90,7 +106,7 @@ def train(
     """
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = _plan(held_out, size) if held_out else []
-    task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
+    task = _task(config, catalog, held_out, len(held_out_pieces), store, folder, with_dynamics)
     weight_column = "weight" if config.use_weights else None
     # Shards may be sorted by class, and streamed data is shuffled in a window only: so the pieces come in random order.
     planned = _plan(catalog, task.stored_size)
@@ -149,6 +165,18 @@ def read_metrics(store: RunStore, folder: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in stream.read().decode().splitlines()]
 
 
+def dynamics_files(store: RunStore, folder: str) -> list[str]:
+    """Paths of the files in which the workers of a training kept how samples fared, one of each worker."""
+    epoch = len(read_metrics(store, folder))
+    return _dynamics_files(store.filesystem, store.path(folder), epoch)
+
+
+def _dynamics_files(filesystem: pafs.FileSystem, folder: str, epoch: int) -> list[str]:
+    selector = pafs.FileSelector(f"{folder}/{_DYNAMICS}", allow_not_found=True)
+    found = filesystem.get_file_info(selector)
+    return sorted(info.path for info in found if info.base_name.startswith(f"epoch-{epoch:04d}-"))
+
+
 def _task(
     config: TrainConfig,
     catalog: Catalog,
@@ -156,6 +184,7 @@ def _task(
     num_eval_pieces: int,
     store: RunStore,
     folder: str,
+    with_dynamics: bool,
 ) -> Task:
     gpus = runtime.num_gpus(config.model.device)
     workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
@@ -189,6 +218,7 @@ def _task(
         filesystem=store.filesystem,
         folder=store.path(folder),
         initial_weights=_copy_weights(config, store, folder),
+        with_dynamics=with_dynamics,
     )
 
 
@@ -290,6 +320,9 @@ class _Worker:
         )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1
+        self.dynamics = Dynamics.empty(np.zeros(0, np.int64))
+        self.observed: list[dict[str, Tensor]] = []
+        """What this epoch's steps saw of each sample."""
 
     def run(self) -> None:
         self._restore()
@@ -299,6 +332,7 @@ class _Worker:
                 line |= self._evaluate()
             line["total_seconds"] = round(line["seconds"] + sum(earlier["seconds"] for earlier in self.lines), 3)
             self.lines.append(line)
+            self._keep_dynamics(epoch)
             self._report(line)
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
@@ -343,6 +377,8 @@ class _Worker:
         labels, weights = batch["label"].to(self.device), batch["weight"].to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16"):
             logits = self.network(images.normalize(pixels))
+        if self.task.with_dynamics:
+            self.observed.append(_observe(batch["sample_id"], labels, logits.detach()))
         loss = training.weighted_loss(logits, labels, weights, config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -374,9 +410,26 @@ class _Worker:
         torch.distributed.all_reduce(on_device)
         return on_device.cpu()
 
+    def _keep_dynamics(self, epoch: int) -> None:
+        if not self.task.with_dynamics:
+            return
+        columns = {name: torch.cat([step[name] for step in self.observed]).cpu().numpy() for name in self.observed[0]}
+        self.observed.clear()
+        of_epoch = Dynamics.empty(columns["sample_id"])
+        of_epoch.add(epoch - 1, **columns)
+        self.dynamics = dynamics.merge([self.dynamics, of_epoch])
+        table = pa.table({field.name: getattr(self.dynamics, field.name) for field in dataclasses.fields(Dynamics)})
+        name = f"epoch-{epoch:04d}-rank-{self.rank:04d}.parquet"
+        self.task.filesystem.create_dir(f"{self.task.folder}/{_DYNAMICS}", recursive=True)
+        write_table(self.task.filesystem, f"{self.task.folder}/{_DYNAMICS}/{name}", table)
+        # The state that says this epoch is done is written when the files of all workers are there.
+        self._sum_over_workers(torch.zeros(1))
+
     def _report(self, line: dict[str, Any]) -> None:
         if self.rank == 0:
             self._write_results()
+            for path in _dynamics_files(self.task.filesystem, self.task.folder, line["epoch"] - 1):
+                self.task.filesystem.delete_file(path)
         ray.train.report(line)
 
     def _write_results(self) -> None:
@@ -414,6 +467,33 @@ class _Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         self.lines = json.loads(state["lines"])
         self.next_epoch = len(self.lines) + 1
+        # There may be another number of workers now; sums add up whoever goes on with them.
+        files = _dynamics_files(self.task.filesystem, self.task.folder, len(self.lines))
+        self.dynamics = dynamics.merge(
+            read_dynamics(self.task.filesystem, path) for path in files[self.rank :: self.task.num_workers]
+        )
+
+
+def read_dynamics(filesystem: pafs.FileSystem, path: str) -> Dynamics:
+    """What a worker kept of its samples."""
+    table = pq.read_table(path, filesystem=filesystem)
+    return Dynamics(**{name: np.array(table[name]) for name in table.column_names})
+
+
+def _observe(sample_id: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
+    """What a step tells of each of its samples that can be used, as `Dynamics.add` takes it."""
+    usable = labels >= 0
+    logits, labels = logits[usable].float(), labels[usable]
+    scores = hardness.all_scores(logits, labels)
+    of_label = logits.gather(1, labels[:, None])  # (B, 1)
+    others = logits.scatter(1, labels[:, None], -torch.inf)  # (B, C)
+    return {
+        "sample_id": sample_id[usable.cpu()],
+        "el2n": scores["el2n"],
+        "p": scores["loss"].neg().exp(),
+        "margin": of_label.squeeze(1) - others.amax(dim=1),
+        "correct": scores["correct"],
+    }
 
 
 class _Feed:
@@ -467,4 +547,4 @@ class _Feed:
                 parts[name].append(torch.from_numpy(np.array(values)))
         self._cache = {name: torch.cat(values) for name, values in parts.items()}
         # By identity, so that the permutations do not depend on the order of arrival.
-        self._order = self._cache.pop("sample_id").argsort()
+        self._order = self._cache["sample_id"].argsort()

@@ -11,6 +11,7 @@ from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples, gamma_razor
 from razor_ray.stages import runtime, weigh
 from razor_ray.stages.sample import random_ids, sample
+from razor_ray.stages.score import hardness_column
 from tests.stages.test_weigh import NAMES, commit_scores, make_scores
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -21,7 +22,7 @@ def select(folder, table, num_files=3, order=None, **settings) -> pa.Table:
     store = RunStore(str(folder))
     arguments = {"input": InputConfig(path="unused"), "output": str(folder), "keep_fraction": 0.3} | settings
     config = PruneConfig(**arguments)
-    commit_scores(store, table, num_files, order)
+    commit_scores(store, table, num_files, order, hardness_column(config.score, table.column_names))
     weigh.weigh(store, NAMES, config.weigh, config.keep_fraction)
     sample(store, weigh.read(store), config)
     selection = schema.check(store.read("selection"), schema.SELECTION, "selection")

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import model
+from razor_ray import images, model, schema
 from razor_ray.cli import main
 from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
@@ -68,8 +68,6 @@ def test_it_learns_and_writes_what_it_says(split, tmp_path):
     network = model.build(description["arch"], len(description["class_names"]))
     model.load_weights(network, (tmp_path / "run/train/model.safetensors").read_bytes(), "model.safetensors")
     held_out = pq.read_table(split / "test")
-    from razor_ray import images
-
     pixels, _ = images.decode_batch(held_out["image"].to_pylist(), description["image_size"])
     with torch.inference_mode():
         predicted = network.eval()(images.normalize(torch.from_numpy(pixels))).argmax(1).numpy()
@@ -98,6 +96,58 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, monk
     monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
     resumed = train(config(split, tmp_path / "resumed", epochs=3))
     assert untimed(resumed) == untimed(whole)
+
+
+@pytest.mark.parametrize("cache_gib", [4.0, 0.0])
+def test_dynamics_are_of_every_sample_and_epoch(split, tmp_path, monkeypatch, cache_gib):
+    """Against a plain forward pass: a network that does not move sees in every epoch what that pass sees."""
+    monkeypatch.setattr(training.training, "learning_rate_factor", lambda schedule, progress: 0.0)
+    settings = config(split, tmp_path / "run", cache_gib=cache_gib, eval=EvalConfig())
+    store = RunStore(settings.output)
+    catalog = catalogs.build(settings.input)
+    training.train(settings, catalog, None, store, "train", "train", with_dynamics=True)
+    (file,) = training.dynamics_files(store, "train")
+    found = training.read_dynamics(store.filesystem, file)
+    expected = np.concatenate([schema.sample_ids(shard, 0, 100) for shard in range(3)])
+    np.testing.assert_array_equal(found.sample_id, expected)
+    assert (found.count == 2).all()
+    assert set(found.seen.tolist()) == {0b11}
+    scores = found.scores()
+    torch.manual_seed(settings.seed)
+    network = model.build("resnet9", 10).train()
+    encoded = pq.read_table(split / "train")
+    pixels, _ = images.decode_batch(encoded["image"].to_pylist(), 8)
+    labels = torch.tensor(encoded["label"].to_pylist())
+    with torch.inference_mode():  # of batches as they are trained on: their statistics differ a little with the batch
+        p = network(images.normalize(torch.from_numpy(pixels))).softmax(1)[torch.arange(300), labels].numpy()
+    assert np.corrcoef(scores["mean_p"], p)[0, 1] > 0.95
+    assert (scores["dyn_unc"] < 0.1).all()
+
+
+def test_dynamics_survive_an_interruption(split, tmp_path, monkeypatch):
+    def run(name):
+        settings = config(split, tmp_path / name, epochs=3, eval=EvalConfig())
+        store = RunStore(settings.output)
+        training.train(settings, catalogs.build(settings.input), None, store, "train", "train", with_dynamics=True)
+        (file,) = training.dynamics_files(store, "train")
+        return training.read_dynamics(store.filesystem, file).scores()
+
+    train_epoch = training._Worker._train_epoch
+
+    def killed(self, epoch):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    whole = run("whole")
+    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("resumed")
+    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    resumed = run("resumed")
+    for name in schema.DYNAMICS_NAMES:
+        np.testing.assert_array_equal(resumed[name], whole[name])
+    assert whole["dyn_unc"].max() > 0  # it did learn
 
 
 def test_streamed_data_reaches_the_network_too_and_the_seed_orders_it(split, tmp_path):

@@ -38,14 +38,16 @@ def make_scores(num_samples: int, seed: int = 0) -> pa.Table:
     return pa.table([pa.array(columns[name], expected.field(name).type) for name in expected.names], schema=expected)
 
 
-def commit_scores(store: RunStore, table: pa.Table, num_files: int, order: list[int] | None = None) -> None:
+def commit_scores(
+    store: RunStore, table: pa.Table, num_files: int, order: list[int] | None = None, hardness: str = "el2n"
+) -> None:
     """Commit scores as that many files, whose names are in another order than their rows."""
     folder = store.begin("scores")
     bounds = np.linspace(0, table.num_rows, num_files + 1).astype(int)
     for place, part in enumerate(order or range(num_files)):
         rows = table.slice(bounds[part], bounds[part + 1] - bounds[part])
         pq.write_table(rows, f"{folder}/part-{place:03d}.parquet")
-    store.commit("scores", {"num_samples": table.num_rows})
+    store.commit("scores", {"num_samples": table.num_rows, "hardness": hardness})
 
 
 def weighed(folder, table: pa.Table, config: WeighConfig, num_files: int = 3, keep_fraction: float = 0.3):

@@ -1,0 +1,42 @@
+"""From what workers saw, to a file of scores for each shard."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from razor_ray import schema
+from razor_ray.config import InputConfig
+from razor_ray.dynamics import Dynamics
+from razor_ray.run_store import RunStore, write_table
+from razor_ray.stages import catalog as catalogs
+from razor_ray.stages.dynamics import gather, read_shard
+from tests.conftest import write_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def test_gather_sorts_what_workers_saw_by_shard(tmp_path, digits):
+    catalog = catalogs.build(InputConfig(path=str(write_shards(digits.slice(0, 30), tmp_path / "in", 3))))
+    store = RunStore(str(tmp_path / "run"))
+    ids = np.concatenate([schema.sample_ids(shard, 0, 10) for shard in range(2)])  # nothing of the third shard
+    rng = np.random.default_rng(0)
+    p = rng.random((2, 20))
+    owner = rng.integers(0, 2, (2, 20))  # samples change workers between epochs
+    files = []
+    for rank in range(2):
+        seen = Dynamics.empty(ids)
+        for epoch in range(2):
+            mine = owner[epoch] == rank
+            row = p[epoch, mine]
+            seen.add(epoch, ids[mine], el2n=row, p=row, margin=row, correct=row > 0.5)
+        names = ("sample_id", "count", "el2n", "p", "p_squared", "margin", "seen", "correct")
+        files.append(str(tmp_path / f"{rank}.parquet"))
+        write_table(store.filesystem, files[-1], pa.table({name: getattr(seen, name) for name in names}))
+    gather(catalog, files, store, "proxy/dynamics")
+    for shard in range(2):
+        found = read_shard(store.filesystem, store.path("proxy", "dynamics"), shard)
+        rows = slice(10 * shard, 10 * shard + 10)
+        np.testing.assert_array_equal(found["sample_id"], ids[rows])
+        np.testing.assert_allclose(found["mean_p"], p.mean(axis=0)[rows], rtol=1e-6)
+        np.testing.assert_allclose(found["dyn_unc"], p.std(axis=0)[rows], atol=1e-6)
+    assert len(read_shard(store.filesystem, store.path("proxy", "dynamics"), 2)["sample_id"]) == 0
