@@ -30,14 +30,14 @@ def random_balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool
     return _first_of_groups(_random_order(samples, seed), of_class, quota)
 
 
-def hardest_first(samples: Samples, budget: int, seed: int, *, score: str = "el2n") -> NDArray[np.bool_]:
-    """Keep the hardest.
+def hardest_first(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    """Keep the hardest, by `samples.hardness`.
 
     References
     ----------
     Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, for EL2N.
     """
-    return _first(_hardest_order(samples, samples.column(score), seed), budget)
+    return _highest(samples, samples.hardness, budget, seed)
 
 
 def forgetting(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
@@ -47,7 +47,7 @@ def forgetting(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     ----------
     Toneva et al., An Empirical Study of Example Forgetting, ICLR 2019.
     """
-    return hardest_first(samples, budget, seed, score="forgetting")
+    return _highest(samples, "forgetting", budget, seed)
 
 
 def dyn_unc(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
@@ -58,7 +58,7 @@ def dyn_unc(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     He et al., Large-scale Dataset Pruning with Dynamic Uncertainty, CVPR workshops 2024. Its window is here the whole
     training of the proxy, which is short.
     """
-    return hardest_first(samples, budget, seed, score="dyn_unc")
+    return _highest(samples, "dyn_unc", budget, seed)
 
 
 def ccs(
@@ -66,7 +66,6 @@ def ccs(
     budget: int,
     seed: int,
     *,
-    score: str = "el2n",
     tail: float | None = None,
     num_strata: int = 50,
 ) -> NDArray[np.bool_]:
@@ -78,9 +77,8 @@ def ccs(
     Parameters
     ----------
     samples, budget, seed
-        As for every method.
-    score : str
-        The authors report AUM for CIFAR, and find others about as good.
+        As for every method; the score is `samples.hardness` (the authors have AUM for CIFAR, and report that others do
+        about as well).
     tail : float, optional
         Fraction of the samples that are cut off (the paper's beta), never so many that the budget cannot be met. The
         default is what the authors found best for CIFAR-10: 0.3 if at most 10 % are kept, 0.1 if at most 30 %, else 0.
@@ -96,7 +94,7 @@ def ccs(
         keep_fraction = budget / num_samples
         tail = 0.3 if keep_fraction <= 0.1 else 0.1 if keep_fraction <= 0.3 else 0.0
     num_cut = min(int(tail * num_samples + 1e-9), num_samples - budget)
-    values = samples.column(score)
+    values = samples.column(samples.hardness)
     rest = _hardest_order(samples, values, seed)[num_cut:]  # (M,)
     low, high = values[rest].min(), values[rest].max()
     stratum = np.zeros(num_samples, np.int64)
@@ -210,6 +208,10 @@ METHODS: dict[str, Method] = {
     "forgetting": forgetting,
 }
 """Every method by the name that `razor-ray compare` knows it by."""
+
+
+def _highest(samples: Samples, score: str, budget: int, seed: int) -> NDArray[np.bool_]:
+    return _first(_hardest_order(samples, samples.column(score), seed), budget)
 
 
 def _random_order(samples: Samples, seed: int) -> NDArray[np.intp]:

@@ -6,7 +6,7 @@ The charts name their parts by class: `STYLE` has the rules, and takes the colou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -208,3 +208,77 @@ def swatch(kind: str) -> Html:
     """A small square in the colour of a class, for a legend."""
     square = tag("rect", width=10, height=10, rx=2, class_=kind)
     return tag("svg", square, viewBox="0 0 10 10", width=10, height=10, aria_hidden="true", class_="swatch")
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
+"""Okabe and Ito's, which colour-blind people can tell apart."""
+
+
+def line_chart(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], *, reference: float | None, x_name: str, y_name: str
+) -> Html:
+    """Lines of points with intervals, all in percent; a document of its own.
+
+    Parameters
+    ----------
+    series : mapping
+        By name, points (x, y, error) with fractions in [0, 1]; an error that is not finite is not drawn.
+    reference : float or None
+        The height of a dashed line across.
+    x_name, y_name : str
+        What the axes show.
+    """
+    points = [point for values in series.values() for point in values]
+    heights = [y + sign * (error if math.isfinite(error) else 0) for _, y, error in points for sign in (-1, 1)]
+    heights += [reference] if reference is not None else []
+    low, high = min(heights), max(heights)
+    step = round_step(max(high - low, 0.01), 8)
+    bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
+    right, base = _WIDTH - 170, _TOP + 320
+    x_most = max(x for x, _, _ in points)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return _LEFT + x / x_most * (right - _LEFT - 12), base - (y - bottom) / max(top - bottom, step) * 320
+
+    parts = []
+    for value in _ticks(bottom, top, 8):
+        y = place(0, value)[1]
+        parts += [
+            tag("line", x1=_LEFT, x2=right, y1=y, y2=y, stroke="#ddd"),
+            _label(_LEFT - 8, y + 4, f"{100 * value:.6g}", "end"),
+        ]
+    for value in sorted({x for x, _, _ in points}):
+        parts.append(_label(place(value, bottom)[0], base + 18, f"{100 * value:g}"))
+    if reference is not None:
+        y = place(0, reference)[1]
+        parts += [
+            tag("line", x1=_LEFT, x2=right, y1=y, y2=y, stroke="#333", stroke_dasharray="5 4"),
+            _label(right + 8, y + 4, "all samples", "start"),
+        ]
+    for index, (name, values) in enumerate(series.items()):
+        colour = _COLOURS[index % len(_COLOURS)]
+        at = [place(x, y) for x, y, _ in values]
+        parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in at), fill="none", stroke=colour))
+        for (x, y, error), (left, up) in zip(values, at, strict=True):
+            if math.isfinite(error):
+                ends = {"y1": place(x, y - error)[1], "y2": place(x, y + error)[1]}
+                parts.append(tag("line", x1=left, x2=left, **ends, stroke=colour))
+            tip = tag("title", f"{name}, {100 * x:g} %: {100 * y:.2f}")
+            parts.append(tag("circle", tip, cx=left, cy=up, r=3.5, fill=colour))
+        parts += [
+            tag("circle", cx=right + 16, cy=base - 18 * index - 6, r=4, fill=colour),
+            _label(right + 26, base - 18 * index - 2, name, "start"),
+        ]
+    parts += [_label((_LEFT + right) / 2, base + 38, x_name), _label(_LEFT, _TOP - 14, y_name, "start")]
+    return tag(
+        "svg",
+        tag("style", Html("text { font: 12px sans-serif; }")),
+        tag("rect", x=0, y=-30, width=_WIDTH, height=base + 80, fill="#fff"),
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        viewBox=f"0 -30 {_WIDTH} {base + 80}",
+        role="img",
+        aria_label=f"{y_name} by {x_name}",
+    )

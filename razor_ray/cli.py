@@ -20,13 +20,14 @@ import tyro
 import razor_ray
 from razor_ray import config as configuration
 from razor_ray import sources
-from razor_ray.config import PruneConfig, TrainConfig, to_dict
+from razor_ray.config import AnyConfig, CompareConfig, PruneConfig, TrainConfig, to_dict
 from razor_ray.run_store import CONFIG, open_filesystem
 
 _USAGE = """usage: razor-ray <verb> [options]
 
   prune    choose a subset of labelled images and write it as Parquet
   train    train a network on a subset, or on any labelled images in Parquet
+  compare  train on what several methods keep of a pruned dataset, and compare them
 
 razor-ray <verb> --help lists the options of a verb."""
 
@@ -61,6 +62,21 @@ class _TrainCommand:
     cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _CompareCommand:
+    settings: Annotated[CompareConfig, _FLAT]
+    config: str | None = None
+    """A configuration in JSON, such as the config.json of another comparison: its settings are the defaults."""
+    cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
+
+
+_VERBS: dict[str, tuple[type[Any], type[Any]]] = {
+    "prune": (PruneConfig, _PruneCommand),
+    "train": (TrainConfig, _TrainCommand),
+    "compare": (CompareConfig, _CompareCommand),
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 the run failed, 2 the request was wrong."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -70,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(razor_ray.__version__)
         return 0
-    if arguments[0] not in ("prune", "train"):
+    if arguments[0] not in _VERBS:
         print(f"razor-ray: no verb {arguments[0]!r}.\n{_USAGE}", file=sys.stderr)
         return 2
     return run(arguments[0], arguments[1:])
@@ -81,9 +97,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     # A thread that waits for another sleeps: spinning, two threads on two busy cores trained four times slower. Read by
     # OpenMP when torch is loaded, here and in Ray's workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    kind = {"prune": PruneConfig, "train": TrainConfig}[verb]
     try:
-        config, cluster = parse(kind, arguments)
+        config, cluster = parse(_VERBS[verb][0], arguments)
         if cluster.address:
             return _submit(verb, config, cluster)
         _run_here(verb, config)
@@ -104,7 +119,7 @@ def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOption
     ValueError
         If a setting is out of its range.
     """
-    kind_of_command: Any = _PruneCommand if kind is PruneConfig else _TrainCommand
+    verb, kind_of_command = next((verb, command) for verb, (of, command) in _VERBS.items() if of is kind)
     given, rest = _take_config(list(arguments))
     defaults = {}
     if given is not None:
@@ -115,7 +130,7 @@ def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOption
         with contextlib.redirect_stderr(messages):
             command = tyro.cli(
                 kind_of_command,
-                prog=f"razor-ray {'prune' if kind is PruneConfig else 'train'}",
+                prog=f"razor-ray {verb}",
                 description=kind.__doc__,
                 args=rest,
                 **defaults,
@@ -152,17 +167,23 @@ def _refusal(stop: BaseException) -> BaseException | None:
     return None
 
 
-def _run_here(verb: str, config: PruneConfig | TrainConfig) -> None:
-    for given in (config.input, config.eval.as_input() if isinstance(config, TrainConfig) else None):
+def _run_here(verb: str, config: AnyConfig) -> None:
+    inputs = [] if isinstance(config, CompareConfig) else [config.input]
+    inputs += [] if isinstance(config, PruneConfig) else [config.eval.as_input()]
+    for given in inputs:
         if given:
             sources.find(given)  # a mistyped path is told at once
     from razor_ray import pipeline  # Ray and torch take seconds to import, which --help should not
 
-    verbs: dict[str, Callable[[Any], Any]] = {"prune": pipeline.prune, "train": pipeline.train}
+    verbs: dict[str, Callable[[Any], Any]] = {
+        "prune": pipeline.prune,
+        "train": pipeline.train,
+        "compare": lambda config: print(pipeline.compare(config)),
+    }
     verbs[verb](config)
 
 
-def _submit(verb: str, config: PruneConfig | TrainConfig, cluster: ClusterOptions) -> int:
+def _submit(verb: str, config: AnyConfig, cluster: ClusterOptions) -> int:
     from ray.job_submission import JobSubmissionClient
 
     try:

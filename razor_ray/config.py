@@ -74,8 +74,8 @@ class ModelConfig:
     """The network, the size of its input, and where it runs."""
 
     arch: str = "auto"
-    """A torchvision model name, 'resnet9' (for images up to 64 pixels) or 'module:function', a function of the number
-    of classes. 'auto': resnet9 for small images, resnet18 for others."""
+    """A torchvision model name, 'resnet9' (for images up to 64 pixels), 'lenet' or 'module:function', a function of the
+    number of classes. 'auto': resnet9 for small images, resnet18 for others."""
     weights: str | None = None
     """A state_dict to start from (.safetensors, or .pt and .pth read with weights_only=True)."""
     image_size: int | Auto = "auto"
@@ -224,15 +224,9 @@ class PruneConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """Train a network on a subset, or on any labelled images in Parquet."""
+class LearningConfig:
+    """How a network is trained, whatever it is trained on."""
 
-    input: InputConfig
-    """Images to train on: RUN/subset, or the whole dataset."""
-    output: str
-    """Folder for the checkpoint and metrics.jsonl. The same command resumes it."""
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    """Held-out images, measured after every epoch."""
     model: Annotated[ModelConfig, _Flat] = field(default_factory=ModelConfig)
     """The network."""
     epochs: int = 10
@@ -252,10 +246,32 @@ class TrainConfig:
     """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs: ask for it."""
     label_smoothing: float = 0.0
     """In [0, 1)."""
-    use_weights: bool = False
-    """Weigh each sample's loss by the subset's column `weight`."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """'auto': bf16 autocast on GPUs, float32 on CPUs."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("epochs", self.epochs, 1)
+        if self.batch_size != "auto":
+            _check_at_least("batch_size", self.batch_size, 2)
+        _check_learning_rate("learning_rate", self.learning_rate)
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(LearningConfig):
+    """Train a network on a subset, or on any labelled images in Parquet."""
+
+    input: InputConfig
+    """Images to train on: RUN/subset, or the whole dataset."""
+    output: str
+    """Folder for the checkpoint and metrics.jsonl. The same command resumes it."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Held-out images, measured after every epoch."""
+    use_weights: bool = False
+    """Weigh each sample's loss by the subset's column `weight`."""
     num_workers: int | Auto = "auto"
     """Ray Train workers. 'auto': one for each GPU, or one when there is no GPU."""
     cache_gib: float = 4.0
@@ -264,26 +280,69 @@ class TrainConfig:
     """Of initialisation, shuffling and augmentation."""
 
     def __post_init__(self) -> None:
-        _check_at_least("epochs", self.epochs, 1)
-        for name, least in (("batch_size", 2), ("num_workers", 1)):
-            value = getattr(self, name)
-            if value != "auto":
-                _check_at_least(name, value, least)
+        LearningConfig.__post_init__(self)
+        if self.num_workers != "auto":
+            _check_at_least("num_workers", self.num_workers, 1)
         if not self.output:
             raise ValueError("output must name a folder for the checkpoint, got an empty path.")
-        _check_learning_rate("learning_rate", self.learning_rate)
-        for name in ("weight_decay", "cache_gib"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+        if not 0 <= self.cache_gib < math.inf:
+            raise ValueError(f"cache_gib must be at least 0 and finite, got {self.cache_gib}.")
         _check_seed(self.seed)
 
 
-Config = TypeVar("Config", PruneConfig, TrainConfig)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareConfig(LearningConfig):
+    """Train on what each of several methods keeps, and compare the accuracies."""
+
+    run: str
+    """Folder of a finished `prune` run: the input and its scores are those of this run."""
+    output: str
+    """Folder for the comparison. The same command goes on with the trainings that are missing; more methods, keep
+    fractions, seeds and budgets may be asked for later."""
+    other_runs: tuple[str, ...] = ()
+    """Folders of runs over the same input with other seeds, to tell how stable the ranks of the scores are."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Held-out images. Without them a tenth of the input is set aside before anything is chosen, and measured on:
+    settings must not be chosen by test images."""
+    methods: tuple[str, ...] = ("razor", "random_balanced", "ccs", "dual", "hardest")
+    """See `razor_ray.baselines.METHODS`."""
+    keep_fractions: tuple[float, ...] = (0.1, 0.3, 0.5)
+    """Budgets."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of every choice and training."""
+    budgets: tuple[Literal["epochs", "steps"], ...] = ("epochs",)
+    """'epochs': a subset is trained on for as many epochs as everything is; 'steps': for as many steps."""
+    weigh: WeighConfig = field(default_factory=WeighConfig)
+    """Of the method 'razor'."""
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    """Of the method 'razor'."""
+    hardness: Hardness = "auto"
+    """Which score 'razor', 'ccs' and 'hardest' rank by. 'auto': the run's."""
+    num_workers: int | Auto = "auto"
+    """Trainings at once. 'auto': one for each GPU, or one for each CPU when there is no GPU."""
+
+    def __post_init__(self) -> None:
+        LearningConfig.__post_init__(self)
+        for fraction in self.keep_fractions:
+            check_keep_fraction(fraction)
+        for seed in self.seeds:
+            _check_seed(seed)
+        for name in ("methods", "keep_fractions", "seeds", "budgets"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must name at least one, and none twice, got {list(values)}.")
+        if self.num_workers != "auto":
+            _check_at_least("num_workers", self.num_workers, 1)
+        for name in ("run", "output"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must name a folder, got an empty path.")
 
 
-def to_dict(config: PruneConfig | TrainConfig) -> dict[str, Any]:
+AnyConfig = PruneConfig | TrainConfig | CompareConfig
+Config = TypeVar("Config", PruneConfig, TrainConfig, CompareConfig)
+
+
+def to_dict(config: AnyConfig) -> dict[str, Any]:
     """The configuration as plain dictionaries, for config.json."""
     return dataclasses.asdict(config)
 
@@ -293,7 +352,7 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
 
     Parameters
     ----------
-    kind : PruneConfig or TrainConfig
+    kind : PruneConfig, TrainConfig or CompareConfig
     values : dict
         As `to_dict` makes it, possibly through JSON.
 
@@ -316,13 +375,15 @@ def load(kind: type[Config], text: str) -> Config:
     return from_dict(kind, values)
 
 
-def differences(one: PruneConfig | TrainConfig, other: PruneConfig | TrainConfig) -> list[str]:
+def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
     """Settings in which two configurations ask for different results, as lines 'name: one here, other there'.
 
-    Where a run is put and how many workers it uses change no result, and are left out.
+    Where a run is put and how many workers it uses change no result, and are left out; so is which of its trainings a
+    comparison makes, since each stands for itself.
     """
     here, there = _flatten(to_dict(one)), _flatten(to_dict(other))
-    names = sorted((here.keys() | there.keys()) - _NO_EFFECT_ON_RESULTS)
+    no_effect = _NO_EFFECT_ON_RESULTS | ({"num_workers"} if isinstance(one, CompareConfig) else set())
+    names = sorted((here.keys() | there.keys()) - no_effect)
     return [
         f"{name}: {here.get(name)!r} here, {there.get(name)!r} there"
         for name in names
@@ -330,7 +391,10 @@ def differences(one: PruneConfig | TrainConfig, other: PruneConfig | TrainConfig
     ]
 
 
-_NO_EFFECT_ON_RESULTS = {"output", "score.num_workers", "max_quarantine_fraction"}
+_NO_EFFECT_ON_RESULTS = {
+    *("output", "score.num_workers", "max_quarantine_fraction"),
+    *("methods", "keep_fractions", "seeds", "budgets", "other_runs"),
+}
 
 
 def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:

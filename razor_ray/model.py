@@ -59,10 +59,44 @@ class _Residual(nn.Module):
         return images + self.body(images)
 
 
+class LeNet(nn.Module):
+    """LeNet-5 with rectified units and maximum pooling, for images of any size from 12 pixels; 28 as it was made for.
+
+    References
+    ----------
+    LeCun et al., Gradient-based Learning Applied to Document Recognition, Proceedings of the IEEE 86(11), 1998.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.AdaptiveAvgPool2d(5),  # nothing at 28 pixels, where the maps are 5 x 5
+            nn.Flatten(),
+            nn.Linear(16 * 5 * 5, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(84, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) to logits (B, C)."""
+        return self.classifier(self.features(images))
+
+
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
+
+
+_OWN: dict[str, Callable[[int], nn.Module]] = {DEFAULT_SMALL: ResNet9, "lenet": LeNet}
 
 
 def resolve_arch(arch: str, image_size: int) -> str:
@@ -82,7 +116,7 @@ def build(arch: str, num_classes: int) -> nn.Module:
     Parameters
     ----------
     arch : str
-        'resnet9', a torchvision model name, or 'module:function', called with `num_classes`.
+        'resnet9', 'lenet', a torchvision model name, or 'module:function', called with `num_classes`.
     num_classes : int
 
     Raises
@@ -200,8 +234,8 @@ def weights_hash(content: bytes) -> str:
 
 
 def _constructor(arch: str) -> Callable[[int], nn.Module]:
-    if arch == DEFAULT_SMALL:
-        return ResNet9
+    if arch in _OWN:
+        return _OWN[arch]
     if ":" in arch:
         module, _, function = arch.partition(":")
         try:
@@ -209,7 +243,9 @@ def _constructor(arch: str) -> Callable[[int], nn.Module]:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"cannot load arch {arch}: {error}. It must be importable on every node.") from error
     if arch not in torchvision.models.list_models(module=torchvision.models):  # classifiers, not detectors
-        raise ValueError(f"no arch {arch!r}. Use resnet9, a torchvision model such as resnet50, or module:function.")
+        raise ValueError(
+            f"no arch {arch!r}. Use resnet9, lenet, a torchvision model such as resnet50, or module:function."
+        )
     # These two give a second classifier's logits while they train, which nothing here asks for.
     options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}
     return lambda num_classes: torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **options)

@@ -1,4 +1,4 @@
-"""The stages in order: `prune` and `train`."""
+"""The stages in order: `prune`, `train` and `compare`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 from torch import nn
 
 from razor_ray import energy, manifest, model, report, sources, weights
-from razor_ray.config import ModelConfig, PruneConfig, TrainConfig
+from razor_ray.config import CompareConfig, ModelConfig, PruneConfig, TrainConfig, from_dict
 from razor_ray.progress import say
-from razor_ray.run_store import COST, RunStore, open_filesystem
+from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
+from razor_ray.stages import compare as comparing
 from razor_ray.stages import dynamics, runtime
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
@@ -100,6 +101,36 @@ def train(config: TrainConfig) -> dict[str, Any]:
         say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%}")
     say(f"done      {store.path('train', 'model.safetensors')}")
     return result
+
+
+def compare(config: CompareConfig) -> str:
+    """Train on what each of several methods keeps of a finished run's samples, and compare the accuracies.
+
+    Returns
+    -------
+    str
+        The comparison as Markdown, as it lies in the output's compare.md.
+
+    Raises
+    ------
+    ValueError
+        For whatever a user can mend.
+    """
+    store, run = RunStore(config.output), RunStore(config.run)
+    store.check_free(config)
+    begun = run.read_json(CONFIG)
+    if begun is None or not run.is_done("scores"):
+        raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
+    pruned = from_dict(PruneConfig, begun)
+    with runtime.session():
+        catalog = catalogs.read(pruned.input, run)
+        eval_input = config.eval.as_input()
+        held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
+        _network(config.model, catalog)
+        store.claim(config)
+        text = comparing.compare(config, run, catalog, held_out, store)
+    say(f"done      {store.path('compare.md')}")
+    return text
 
 
 def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:

@@ -62,7 +62,7 @@ class RunStore:
         """A path in the store's filesystem."""
         return "/".join((self.root.rstrip("/"), *names))
 
-    def claim(self, config: configuration.PruneConfig | configuration.TrainConfig) -> None:
+    def claim(self, config: configuration.AnyConfig) -> None:
         """Make this folder the run of `config`, or find that it already is.
 
         Raises
@@ -77,7 +77,7 @@ class RunStore:
         except NotADirectoryError as error:
             raise ValueError(f"{self.uri} lies under a file. Choose another --output.") from error
 
-    def check_free(self, config: configuration.PruneConfig | configuration.TrainConfig) -> None:
+    def check_free(self, config: configuration.AnyConfig) -> None:
         """Refuse a folder that is not for the run of `config`. Writes nothing.
 
         Raises

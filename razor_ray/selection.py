@@ -34,6 +34,8 @@ class Samples:
     """Columns of `scores/`, (N,) each, by name."""
     embedding: NDArray[np.floating] | None = None
     """(N, D)"""
+    hardness: str = "el2n"
+    """The score that ranks samples, for methods that do not name one of their own."""
 
     def __post_init__(self) -> None:
         lengths = {"label": len(self.label)} | {name: len(column) for name, column in self.scores.items()}
@@ -49,6 +51,7 @@ class Samples:
             label=self.label[rows],
             scores={name: column[rows] for name, column in self.scores.items()},
             embedding=None if self.embedding is None else self.embedding[rows],
+            hardness=self.hardness,
         )
 
     def column(self, name: str) -> NDArray[np.float64]:
@@ -73,7 +76,6 @@ def gamma_razor(
     budget: int,
     seed: int,
     *,
-    hardness: str = "el2n",
     weigh: WeighConfig | None = None,
     sample: SampleConfig | None = None,
 ) -> NDArray[np.bool_]:
@@ -82,13 +84,11 @@ def gamma_razor(
     Parameters
     ----------
     samples : Samples
-        With the scores `loss`, `margin`, `correct` and that of `hardness`, and, for k-means, embeddings.
+        With the scores `loss`, `margin`, `correct` and that which `hardness` names, and, for k-means, embeddings.
     budget : int
         Samples to keep, 1..N.
     seed : int
         0..2^63-1.
-    hardness : str
-        The score that ranks samples inside a class; higher = harder.
     weigh, sample : WeighConfig, SampleConfig, optional
         Defaults as for `razor-ray prune`.
 
@@ -121,11 +121,11 @@ def gamma_razor(
         budget=budget,
         config=weigh,
     )
-    column = samples.column(hardness)
+    hardness = samples.column(samples.hardness)
     keep = np.zeros(len(samples.ids), bool)
     for (label, rows), quota in zip(classes, shares.quota, strict=True):
         keep[rows] = sampling.sample_class(
-            hardness=column[rows],
+            hardness=hardness[rows],
             embedding=None if samples.embedding is None else samples.embedding[rows],
             ids=samples.ids[rows],
             quota=int(quota),

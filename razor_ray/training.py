@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from razor_ray.config import TrainConfig
+from razor_ray import images
+from razor_ray.config import LearningConfig
 
+_EVAL_BATCH = 256
 _WARM_UP = 0.25
 """Share of the steps in which the learning rate rises."""
 
@@ -33,7 +35,7 @@ def choose_learning_rate(optimizer: str, arch: str, batch_size: int) -> float:
     return per_128 * batch_size / 128
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig, learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(network: nn.Module, config: LearningConfig, learning_rate: float) -> torch.optim.Optimizer:
     """The optimiser of a configuration; biases and normalisation (vectors, all of them) are not decayed."""
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim <= 1]
@@ -65,6 +67,174 @@ def learning_rate_factor(schedule: Literal["one_cycle", "cosine", "constant"], p
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     return progress / _WARM_UP if progress < _WARM_UP else (1 - progress) / (1 - _WARM_UP)
+
+
+class Trainer:
+    """Steps of a training: crop, forward, loss, backward, update.
+
+    Parameters
+    ----------
+    network : Module
+        To call; that of `optimizer`, possibly wrapped.
+    optimizer : Optimizer
+    config : LearningConfig
+    learning_rate : float
+        At the peak of the schedule.
+    image_size : int
+        Side in pixels of what the network sees.
+    precision : {'float32', 'bf16'}
+    device : device
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: LearningConfig,
+        *,
+        learning_rate: float,
+        image_size: int,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.network, self.optimizer, self.config = network, optimizer, config
+        self.learning_rate, self.image_size = learning_rate, image_size
+        self.precision, self.device = precision, device
+
+    def step(
+        self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float, generator: torch.Generator
+    ) -> tuple[float, Tensor]:
+        """Learn from one batch.
+
+        Parameters
+        ----------
+        pixels : Tensor of shape (B, H, H, 3), uint8
+            At least as large as the network's input.
+        labels : Tensor of shape (B,)
+            -1 for rows to leave out.
+        weights : Tensor of shape (B,)
+        progress : float
+            Share of all steps that are done.
+        generator : Generator
+            Decides the crops.
+
+        Returns
+        -------
+        (float, Tensor of shape (B, C))
+            The loss, and the logits on the device.
+        """
+        rate = self.learning_rate * learning_rate_factor(self.config.schedule, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pixels = pixels.to(self.device, non_blocking=True)
+        if self.config.augment != "none":
+            pixels = images.random_crop(pixels, self.image_size, generator, flip=self.config.augment == "crop_flip")
+        labels, weights = labels.to(self.device), weights.to(self.device)
+        with autocast(self.device, self.precision):
+            logits = self.network(images.normalize(pixels))
+        loss = weighted_loss(logits, labels, weights, self.config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach()), logits.detach()
+
+
+def fit(
+    network: nn.Module,
+    pixels: Tensor,
+    labels: Tensor,
+    config: LearningConfig,
+    *,
+    arch: str,
+    image_size: int,
+    num_steps: int,
+    seed: int,
+    device: torch.device,
+) -> float:
+    """Train a network on images that are in memory.
+
+    Parameters
+    ----------
+    network : Module
+        On the device.
+    pixels : Tensor of shape (N, H, H, 3), uint8
+    labels : Tensor of shape (N,)
+    config : LearningConfig
+        Its `epochs` are not looked at.
+    arch : str
+        What the network is, for the learning rate.
+    image_size : int
+    num_steps : int
+        Every pass over the images is a permutation of its own, cut into even batches.
+    seed : int
+        Of permutations and crops.
+    device : device
+
+    Returns
+    -------
+    float
+        The mean loss over the last pass, or over as much of it as there was.
+    """
+    batch_size = choose_batch_size(len(labels)) if config.batch_size == "auto" else config.batch_size
+    rate = config.learning_rate
+    rate = choose_learning_rate(config.optimizer, arch, batch_size) if rate == "auto" else rate
+    precision = choose_precision(config.precision, device)
+    trainer = Trainer(
+        network,
+        make_optimizer(network, config, rate),
+        config,
+        learning_rate=rate,
+        image_size=image_size,
+        precision=precision,
+        device=device,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    network.train()
+    step, losses = 0, [math.nan]
+    while step < num_steps:
+        losses = []
+        for rows in torch.randperm(len(labels), generator=generator).tensor_split(-(-len(labels) // batch_size)):
+            weights = torch.ones(len(rows))
+            loss, _ = trainer.step(pixels[rows], labels[rows], weights, step / num_steps, generator)
+            losses.append(loss)
+            step += 1
+            if step == num_steps:
+                break
+    return float(np.mean(losses))
+
+
+def predict(network: nn.Module, pixels: Tensor, *, precision: str, device: torch.device) -> Tensor:
+    """Classes that a network predicts.
+
+    Parameters
+    ----------
+    network : Module
+        On the device; left in evaluation mode.
+    pixels : Tensor of shape (N, S, S, 3), uint8
+    precision : {'float32', 'bf16'}
+    device : device
+
+    Returns
+    -------
+    Tensor of shape (N,)
+        On the CPU.
+    """
+    network.eval()
+    with torch.inference_mode(), autocast(device, precision):
+        found = [network(images.normalize(batch.to(device))).argmax(1).cpu() for batch in pixels.split(_EVAL_BATCH)]
+    return torch.cat(found)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 where it is asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """'auto' resolved: bf16 on GPUs."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" else "float32"
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
@@ -109,8 +279,8 @@ def classification_metrics(confusion: NDArray[np.int64]) -> dict[str, Any]:
     Returns
     -------
     dict
-        'accuracy', 'macro_f1' (over the classes that have samples), 'worst_recall', and 'recall', a list of C numbers,
-        None where a class has no sample.
+        'accuracy', 'macro_f1' and 'macro_recall' (over the classes that have samples), 'worst_recall', and 'recall', a
+        list of C numbers, None where a class has no sample.
 
     Examples
     --------
@@ -129,6 +299,7 @@ def classification_metrics(confusion: NDArray[np.int64]) -> dict[str, Any]:
     return {
         "accuracy": float(correct.sum() / true.sum()),
         "macro_f1": float(f1.mean()),
+        "macro_recall": float(recall.mean()),
         "worst_recall": float(recall.min()),
         "recall": [None if np.isnan(value) else float(value) for value in by_class],
     }

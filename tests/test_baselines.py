@@ -37,7 +37,7 @@ def samples(num_samples: int = 300, num_classes: int = 4, seed: int = 0) -> Samp
 def plain(score, name="el2n", label=None) -> Samples:
     score = np.asarray(score, float)
     label = np.zeros(len(score), int) if label is None else np.asarray(label)
-    return Samples(ids=np.arange(len(score)), label=label, scores={name: score})
+    return Samples(ids=np.arange(len(score)), label=label, scores={name: score}, hardness=name)
 
 
 def kept(mask) -> list[int]:

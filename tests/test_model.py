@@ -113,7 +113,7 @@ def test_no_linear_layer():
 
 @pytest.mark.parametrize("arch", ["resnet19", "", "ResNet18", "fasterrcnn_resnet50_fpn", "quantized_resnet18", "auto"])
 def test_unknown_names(arch):
-    with pytest.raises(ValueError, match=rf"no arch '{arch}'. Use resnet9, a torchvision model"):
+    with pytest.raises(ValueError, match=rf"no arch '{arch}'. Use resnet9, lenet, a torchvision model"):
         model.build(arch, 10)
 
 

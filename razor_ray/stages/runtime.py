@@ -172,10 +172,12 @@ def run_tasks(
     arguments: Iterable[tuple[Any, ...]],
     *,
     name: str,
+    **options: float,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function on the cluster for each tuple of arguments; object refs among them are resolved.
 
-    A bounded number of tasks is submitted at once, so that a million calls are no million objects.
+    A bounded number of tasks is submitted at once, so that a million calls are no million objects. `options` are
+    Ray's: num_cpus, num_gpus.
 
     Yields
     ------
@@ -187,7 +189,7 @@ def run_tasks(
     Exception
         What the function raised, as it was raised.
     """
-    task = ray.remote(function).options(name=name)
+    task = ray.remote(function).options(name=name, **options)
     pending: dict[Any, int] = {}
     calls = enumerate(arguments)
     try:

@@ -310,6 +310,15 @@ class _Worker:
         self.plain = network.to(memory_format=torch.channels_last)
         self.network: nn.Module = ray.train.torch.prepare_model(self.plain)
         self.optimizer = training.make_optimizer(self.plain, task.config, task.learning_rate)
+        self.trainer = training.Trainer(
+            self.network,
+            self.optimizer,
+            task.config,
+            learning_rate=task.learning_rate,
+            image_size=task.image_size,
+            precision=task.precision,
+            device=self.device,
+        )
         self.generator = torch.Generator()
         self.train_feed = _Feed("train", task, task.batch_size, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
@@ -347,8 +356,10 @@ class _Worker:
         num_batches = self.train_feed.num_batches()
         for step, batch in enumerate(self.train_feed.batches(self.generator)):
             progress = (epoch - 1 + min(step / num_batches, 1.0)) / self.task.config.epochs
-            loss = self._step(batch, progress)
             labels = batch["label"]
+            loss, logits = self.trainer.step(batch["pixels"], labels, batch["weight"], progress, self.generator)
+            if self.task.with_dynamics:
+                self.observed.append(_observe(batch["sample_id"], labels.to(self.device), logits))
             totals += torch.tensor([loss, 1, len(labels), int((labels < 0).sum())], dtype=torch.float64)
         totals = self._sum_over_workers(totals)
         seconds = time.perf_counter() - started
@@ -365,30 +376,10 @@ class _Worker:
             "samples_per_second": round(seen / seconds, 1),
         }
 
-    def _step(self, batch: dict[str, Tensor], progress: float) -> float:
-        config = self.task.config
-        rate = self.task.learning_rate * training.learning_rate_factor(config.schedule, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        pixels = batch["pixels"].to(self.device, non_blocking=True)
-        if config.augment != "none":
-            flip = config.augment == "crop_flip"
-            pixels = images.random_crop(pixels, self.task.image_size, self.generator, flip=flip)
-        labels, weights = batch["label"].to(self.device), batch["weight"].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16"):
-            logits = self.network(images.normalize(pixels))
-        if self.task.with_dynamics:
-            self.observed.append(_observe(batch["sample_id"], labels, logits.detach()))
-        loss = training.weighted_loss(logits, labels, weights, config.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return float(loss.detach())
-
     def _evaluate(self) -> dict[str, Any]:
         self.plain.eval()
         confusion = torch.zeros(len(self.task.class_names), len(self.task.class_names), dtype=torch.float64)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), training.autocast(self.device, self.task.precision):
             for batch in self.eval_feed.batches(None) if self.eval_feed else ():
                 logits = self.plain(images.normalize(batch["pixels"].to(self.device)))
                 found = training.confusion_matrix(batch["label"], logits.argmax(1).cpu(), len(confusion))
@@ -399,9 +390,6 @@ class _Worker:
             "num_eval": num_eval,
             "num_eval_unusable": self.task.num_eval - num_eval,
         }
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.precision == "bf16")
 
     def _sum_over_workers(self, values: Tensor) -> Tensor:
         if self.task.num_workers == 1:

@@ -1,0 +1,8 @@
+"""`ray job submit --working-dir . -- python jobs/compare.py ...`: the arguments of `razor-ray compare`."""
+
+import sys
+
+from razor_ray.cli import run
+
+if __name__ == "__main__":
+    sys.exit(run("compare", sys.argv[1:]))

@@ -1,0 +1,231 @@
+"""What a comparison of methods says: means with their standard errors, and who can be told apart from whom.
+
+Rows are dictionaries of one training each: `method`, `keep_fraction`, `budget`, `seed`, `accuracy`, `worst_recall`,
+`macro_recall`, `seconds`. The method `all` is the training on everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALL = "all"
+"""The name of the training on everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over seeds."""
+
+    mean: float
+    error: float
+    """The mean's standard error; infinite for one seed, which tells nothing of how seeds differ."""
+    num_seeds: int
+
+    def overlaps(self, other: Estimate) -> bool:
+        """Whether the intervals of one standard error to each side meet."""
+        return abs(self.mean - other.mean) <= self.error + other.error
+
+    def in_points(self) -> str:
+        """As percentages.
+
+        >>> Estimate(0.75213, 0.0042, 3).in_points(), Estimate(0.75213, math.inf, 1).in_points()
+        ('75.21 ± 0.42', '75.21')
+        """
+        error = f" ± {100 * self.error:.2f}" if math.isfinite(self.error) else ""
+        return f"{100 * self.mean:.2f}{error}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error (with n - 1 degrees of freedom) of one value for each seed.
+
+    >>> estimate([0.5, 0.7])
+    Estimate(mean=0.6, error=0.1, num_seeds=2)
+    """
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count == 1:
+        return Estimate(mean, math.inf, 1)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return Estimate(round(mean, 12), round(math.sqrt(variance / count), 12), count)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A method at a budget."""
+
+    budget: str
+    keep_fraction: float
+    method: str
+    accuracy: Estimate
+    worst_recall: Estimate
+    macro_recall: Estimate
+    seconds: float
+    """Median over the seeds, of the training."""
+
+
+def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
+    """A line for each method at each budget, the best first within a budget."""
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["budget"], row["keep_fraction"], row["method"]].append(row)
+    found = [
+        Summary(
+            *key,
+            accuracy=estimate([row["accuracy"] for row in group]),
+            worst_recall=estimate([row["worst_recall"] for row in group]),
+            macro_recall=estimate([row["macro_recall"] for row in group]),
+            seconds=float(np.median([row["seconds"] for row in group])),
+        )
+        for key, group in groups.items()
+    ]
+    return sorted(found, key=lambda line: (line.budget, line.keep_fraction, -line.accuracy.mean, line.method))
+
+
+def level_with_best(lines: Sequence[Summary]) -> list[str]:
+    """Methods whose accuracy cannot be told from the best one's, of lines at one budget; the best first."""
+    best = max(lines, key=lambda line: line.accuracy.mean)
+    level = [line for line in lines if line is not best and line.accuracy.overlaps(best.accuracy)]
+    return [best.method, *(line.method for line in sorted(level, key=lambda line: -line.accuracy.mean))]
+
+
+def verdict(lines: Sequence[Summary]) -> str:
+    """One sentence on the lines at one budget. A winner is named only where no interval overlaps with its own.
+
+    >>> def line(method, mean, error):
+    ...     return Summary("epochs", 0.1, method, *[Estimate(mean, error, 3)] * 3, 1.0)
+    >>> verdict([line("a", 0.8, 0.01), line("b", 0.7, 0.01)])
+    'a is the best.'
+    >>> verdict([line("a", 0.8, 0.01), line("b", 0.79, 0.01), line("c", 0.1, 0.0)])
+    'a and b cannot be told apart, and are above the others.'
+    """
+    if len(lines) == 1:
+        return "There is nothing to compare with."
+    if not all(math.isfinite(line.accuracy.error) for line in lines):
+        return "One seed each: no method can be told from another."
+    level = level_with_best(lines)
+    if len(level) == 1:
+        return f"{level[0]} is the best."
+    names = f"{', '.join(level[:-1])} and {level[-1]}"
+    return f"{names} cannot be told apart{', and are above the others' if len(level) < len(lines) else ''}."
+
+
+def break_even(cost_epochs: float, epochs: float, keep_fraction: float) -> float:
+    """Trainings on the subset after which choosing it has paid for itself.
+
+    Parameters
+    ----------
+    cost_epochs : float
+        What scoring cost, in epochs of everything.
+    epochs : float
+        Of a training.
+    keep_fraction : float
+        In (0, 1].
+
+    Returns
+    -------
+    float
+        At least 0; infinite if nothing is saved.
+
+    Examples
+    --------
+    >>> break_even(10.0, 20, 0.5)
+    1.0
+    """
+    saved = epochs * (1 - keep_fraction)
+    return cost_epochs / saved if saved > 0 else math.inf
+
+
+def rank_stability(
+    one: NDArray[np.floating], other: NDArray[np.floating], top_fractions: Sequence[float] = (0.1, 0.3, 0.5)
+) -> dict[str, float]:
+    """How far two runs agree on which samples are hard.
+
+    Parameters
+    ----------
+    one, other : ndarray of shape (N,)
+        Scores of the same samples, higher = harder.
+    top_fractions : sequence of float
+
+    Returns
+    -------
+    dict
+        'spearman', and for each fraction 'top 10 %' and so on: of so many hardest of the one, the share that is among
+        the hardest of the other. Chance gives 0, and the fraction itself.
+    """
+    from scipy.stats import rankdata  # late: scipy takes a second to import
+
+    # Spearman's coefficient is Pearson's of the ranks, those of equals averaged.
+    found = {"spearman": float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])}
+    orders = [np.argsort(-np.asarray(scores), kind="stable") for scores in (one, other)]
+    for fraction in top_fractions:
+        count = max(1, round(fraction * len(one)))
+        common = np.intersect1d(orders[0][:count], orders[1][:count])
+        found[f"top {100 * fraction:g} %"] = len(common) / count
+    return found
+
+
+def markdown(
+    lines: Sequence[Summary], *, cost_epochs: float, epochs: int, stability: dict[str, dict[str, float]]
+) -> str:
+    """The comparison as a Markdown document.
+
+    Parameters
+    ----------
+    lines : sequence of Summary
+        From `summarize`.
+    cost_epochs : float
+        What scoring cost, in epochs of everything.
+    epochs : int
+        Of a training.
+    stability : dict
+        `rank_stability` by the name of the other run.
+    """
+    parts = ["# Comparison\n"]
+    whole = [line for line in lines if line.method == ALL]
+    if whole:
+        accuracy = whole[0].accuracy
+        parts.append(f"All samples: {accuracy.in_points()} % ({_seeds(accuracy)}), {whole[0].seconds:,.0f} s.\n")
+    budgets = sorted({(line.budget, line.keep_fraction) for line in lines if line.method != ALL})
+    for budget, fraction in budgets:
+        chosen = [line for line in lines if (line.budget, line.keep_fraction) == (budget, fraction)]
+        parts.append(f"## Keep {100 * fraction:g} %, equal {budget}\n")
+        parts.append("| method | accuracy % | worst class % | macro recall % | seconds | seeds |")
+        parts.append("|---|---|---|---|---|---|")
+        best = level_with_best(chosen) if len(chosen) > 1 else []
+        for line in chosen:
+            name = f"**{line.method}**" if line.method in best else line.method
+            numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
+            parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
+        even = break_even(cost_epochs, epochs, fraction) if budget == "epochs" else math.inf
+        saved = (
+            f" Scoring has paid for itself after {even:.1f} trainings."
+            if math.isfinite(even)
+            else " Equal steps save no time."
+        )
+        parts.append(f"\n{verdict(chosen)}{saved}\n")
+    parts.append(
+        "Means over seeds with their standard errors; in bold the best and what cannot be told from it. Scoring cost "
+        f"as much as {cost_epochs:.1f} epochs on all samples, {100 * cost_epochs / epochs:.0f} % of one training of "
+        f"{epochs} epochs.\n"
+    )
+    if stability:
+        names = list(next(iter(stability.values())))
+        parts.append("## Stability of the ranks\n")
+        parts.append(f"| run with another seed | {' | '.join(names)} |")
+        parts.append(f"|---|{'---|' * len(names)}")
+        parts += [
+            f"| {run} | {' | '.join(f'{found[name]:.3f}' for name in names)} |" for run, found in stability.items()
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _seeds(accuracy: Estimate) -> str:
+    return f"{accuracy.num_seeds} seed{'' if accuracy.num_seeds == 1 else 's'}"

@@ -1,0 +1,338 @@
+"""scores -> compare.parquet: what several methods keep, trained on side by side, as tasks over one set of scores.
+
+A cell is one training. Cells share nothing but the images and scores, which lie in the object store once; each is
+written when it ends, so that an interrupted comparison loses the cells that were running and no other.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+
+from razor_ray import charts, comparison, images, model, schema, training, weights
+from razor_ray.baselines import METHODS
+from razor_ray.comparison import ALL
+from razor_ray.config import CompareConfig
+from razor_ray.hashing import VALIDATION, hash_ids
+from razor_ray.progress import stage
+from razor_ray.run_store import RunStore, write_table
+from razor_ray.selection import Method, Samples, gamma_razor
+from razor_ray.stages import ingest, runtime
+from razor_ray.stages.catalog import Catalog, choose_size, pieces
+from razor_ray.stages.sample import random_ids
+
+_DECODE_BATCH = 256
+_CELLS = "cells"
+_VALIDATION_FRACTION = 0.1
+_PASS_IN_EPOCHS = 1 / 3
+"""A forward pass costs about a third of an epoch of training, which goes backward too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training of the comparison."""
+
+    method: str
+    keep_fraction: float
+    budget: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.method}-{self.keep_fraction:g}-{self.budget}-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What all cells are about; in the object store once."""
+
+    samples: Samples
+    pixels: NDArray[np.uint8]
+    """(N, H, H, 3), in the order of the samples."""
+    eval_pixels: NDArray[np.uint8]
+    """(M, S, S, 3)"""
+    eval_label: NDArray[np.int64]
+    """(M,)"""
+    arch: str
+    num_classes: int
+    image_size: int
+
+
+def cells(config: CompareConfig) -> list[Cell]:
+    """All cells of a comparison, those of the first seed first: what has been done is then of use at any time."""
+    found = []
+    for seed in config.seeds:
+        found.append(Cell(ALL, 1.0, "epochs", seed))
+        found += [
+            Cell(method, fraction, budget, seed)
+            for budget in config.budgets
+            for fraction in config.keep_fractions
+            for method in config.methods
+        ]
+    return found
+
+
+def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Catalog | None, store: RunStore) -> str:
+    """Train the cells that are missing, and write the comparison.
+
+    Parameters
+    ----------
+    config : CompareConfig
+    run : RunStore
+        A finished run of `prune`.
+    catalog : Catalog
+        Of the run's input.
+    held_out : Catalog or None
+        Images to measure on; without them a part of the input is set aside for it.
+    store : RunStore
+        Gets `cells/`, compare.parquet, compare.md and compare.svg.
+
+    Returns
+    -------
+    str
+        compare.md.
+
+    Raises
+    ------
+    ValueError
+        If a method is not known or needs a score that the run has not, or the images fit no memory.
+    """
+    wanted = cells(config)
+    done = {cell: row for cell in wanted if (row := store.read_json(f"{_CELLS}/{cell.name}.json")) is not None}
+    missing = [cell for cell in wanted if cell not in done]
+    samples, sample_id = read_samples(run, config.hardness)
+    if missing:
+        _check_methods(config, samples)
+        data = _gather(config, samples, sample_id, catalog, held_out)
+        with stage("compare", len(missing), "trainings") as progress:
+            for cell, row in _train_cells(config, missing, data):
+                store.write_json(f"{_CELLS}/{cell.name}.json", row)
+                done[cell] = row
+                note = f"{cell.method} at {100 * cell.keep_fraction:g} %: {row['accuracy']:.2%}"
+                progress.advance(1, note)
+                _write(config, run, [done[cell] for cell in wanted if cell in done], {}, store)
+    stability = {uri: _stability(samples, sample_id, RunStore(uri)) for uri in config.other_runs}
+    return _write(config, run, [done[cell] for cell in wanted], stability, store)
+
+
+def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArray[np.int64]]:
+    """The scores of a finished run of `prune` as arrays.
+
+    Parameters
+    ----------
+    run : RunStore
+    hardness : str
+        The score that ranks samples; 'auto' for the run's.
+
+    Returns
+    -------
+    (Samples, ndarray of shape (N,))
+        In the order of the sample ids, and these.
+    """
+    table = run.read("scores").sort_by("sample_id").combine_chunks()
+    begun = run.read_json("config.json")
+    assert begun is not None
+    names = [name for name in table.column_names if name in (*schema.SCORE_NAMES, *schema.DYNAMICS_NAMES, "correct")]
+    sample_id = table["sample_id"].to_numpy()
+    embedding = table["embedding"].combine_chunks()
+    samples = Samples(
+        ids=random_ids(sample_id, table["key"].to_pylist(), by_key=begun["input"]["id_column"] is not None),
+        label=table["label"].to_numpy().astype(np.int64),
+        scores={name: table[name].to_numpy() for name in names},
+        embedding=embedding.flatten().to_numpy().reshape(len(table), -1),
+        hardness=run.commit_facts("scores")["hardness"] if hardness == "auto" else hardness,
+    )
+    return samples, sample_id
+
+
+def _check_methods(config: CompareConfig, samples: Samples) -> None:
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise ValueError(f"there is no method {unknown[0]!r}. Methods: {', '.join(METHODS)}.")
+    few = samples.take(
+        np.concatenate([np.flatnonzero(samples.label == label)[:2] for label in np.unique(samples.label)])
+    )
+    for name in config.methods:
+        # Before hours of training, not after: a score that is missing is told by the method itself.
+        METHODS[name](few, len(few.ids), 0)
+
+
+def _gather(
+    config: CompareConfig, samples: Samples, scored: NDArray[np.int64], catalog: Catalog, held_out: Catalog | None
+) -> Data:
+    size = choose_size(config.model.image_size, catalog)
+    stored = images.stored_size(size, augment=config.augment != "none")
+    num_bytes = catalog.num_samples * stored**2 * 3 + (held_out.num_samples if held_out else 0) * size**2 * 3
+    room = int(0.8 * ray.cluster_resources().get("object_store_memory", 0))
+    if num_bytes > room:
+        raise ValueError(
+            f"the decoded images take {num_bytes / 2**30:.1f} GiB, but the object store has {room / 2**30:.1f} GiB to "
+            "spare. Compare on a part of the data, at a smaller --image-size, or on a larger cluster."
+        )
+    sample_id, pixels, _ = _decode(catalog, stored, "images")
+    place = np.minimum(np.searchsorted(sample_id, scored), len(sample_id) - 1)
+    if not np.array_equal(sample_id[place], scored):
+        raise ValueError(f"images of {catalog.input.path} that the run has scored cannot be decoded any more.")
+    if held_out:
+        _, eval_pixels, eval_label = _decode(held_out, size, "held-out")
+    else:
+        aside = validation_mask(samples)
+        margin = (stored - size) // 2  # the middle of what crops for training are taken from
+        eval_pixels = pixels[place[aside], margin : margin + size, margin : margin + size]
+        eval_label = samples.label[aside].astype(np.int64)
+        samples, place = samples.take(np.flatnonzero(~aside)), place[~aside]
+    if len(place) < len(pixels):
+        pixels = pixels[place]
+    arch = model.resolve_arch(config.model.arch, size)
+    return Data(samples, pixels, eval_pixels, eval_label, arch, len(catalog.class_names), size)
+
+
+def validation_mask(samples: Samples) -> NDArray[np.bool_]:
+    """A tenth of every class, by a hash of the ids: the same whatever is compared; (N,)."""
+    order = np.lexsort((hash_ids(samples.ids.astype(np.uint64), 0, VALIDATION), samples.label))
+    aside = np.zeros(len(order), bool)
+    for rows in np.split(order, np.flatnonzero(np.diff(samples.label[order])) + 1):
+        aside[rows[: int(_VALIDATION_FRACTION * len(rows))]] = True
+    return aside
+
+
+def _decode(catalog: Catalog, size: int, title: str) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    """All images that can be used: ids (N,), ascending, pixels (N, S, S, 3), labels (N,)."""
+    planned = pieces(catalog, max_rows=ingest.piece_rows(size, _DECODE_BATCH), batch_size=_DECODE_BATCH)
+    parts: list[Any] = [None] * len(planned)
+    with stage(title, catalog.num_samples) as progress:
+        for index, part in runtime.run_tasks(
+            _decode_piece, ((catalog, piece, size) for piece in planned), name="decode"
+        ):
+            parts[index] = part
+            progress.advance(planned[index].num_rows)
+    ids, pixels, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    assert (np.diff(ids) > 0).all(), "pieces are in the order of their ids"
+    return ids, pixels, labels
+
+
+def _decode_piece(
+    catalog: Catalog, piece: Any, size: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]:
+    torch.set_num_threads(1)
+    parts = []
+    for batch in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH):
+        usable = np.array([reason is None for reason in batch.reasons])
+        parts.append((batch.sample_id[usable], batch.pixels[usable], batch.label[usable].astype(np.int64)))
+    ids, pixels, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return ids, pixels, labels
+
+
+def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    gpus, cpus = runtime.num_gpus(config.model.device), runtime.num_cpus()
+    workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
+    threads = max(1, cpus // workers)
+    options = {"num_cpus": threads} | ({"num_gpus": min(1.0, gpus / workers)} if gpus else {})
+    shared = ray.put(data)
+    calls = ((cell, config, shared, threads) for cell in missing)
+    for index, row in runtime.run_tasks(_train_cell, calls, name="compare", **options):
+        yield missing[index], row
+
+
+def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    samples = data.samples
+    num_samples = len(samples.ids)
+    started = time.perf_counter()
+    if cell.method == ALL:
+        rows = np.arange(num_samples)
+    else:
+        keep = _method(cell.method, config)(samples, weights.budget(num_samples, cell.keep_fraction), cell.seed)
+        rows = np.flatnonzero(keep)
+    chosen = time.perf_counter()
+    device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.manual_seed(cell.seed)
+    network = model.build(data.arch, data.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    num_steps = _num_steps(config, num_samples if cell.budget == "steps" else len(rows))
+    loss = training.fit(
+        network,
+        torch.from_numpy(data.pixels[rows]),
+        torch.from_numpy(samples.label[rows]),
+        config,
+        arch=data.arch,
+        image_size=data.image_size,
+        num_steps=num_steps,
+        seed=cell.seed,
+        device=device,
+    )
+    trained = time.perf_counter()
+    precision = training.choose_precision(config.precision, device)
+    predicted = training.predict(
+        network, torch.from_numpy(np.array(data.eval_pixels)), precision=precision, device=device
+    )
+    confusion = training.confusion_matrix(torch.from_numpy(np.array(data.eval_label)), predicted, data.num_classes)
+    return {
+        "method": cell.method,
+        "keep_fraction": cell.keep_fraction,
+        "budget": cell.budget,
+        "seed": cell.seed,
+        "num_kept": len(rows),
+        "num_steps": num_steps,
+        "train_loss": loss,
+        "seconds": round(trained - chosen, 3),
+        "selection_seconds": round(chosen - started, 3),
+        **training.classification_metrics(confusion),
+    }
+
+
+def _num_steps(config: CompareConfig, num_samples: int) -> int:
+    batch_size = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
+    return config.epochs * -(-num_samples // batch_size)
+
+
+def _method(name: str, config: CompareConfig) -> Method:
+    if name == "razor":
+        return functools.partial(gamma_razor, weigh=config.weigh, sample=config.sample)
+    return METHODS[name]
+
+
+def _chart(lines: list[comparison.Summary]) -> str:
+    whole = [line.accuracy.mean for line in lines if line.method == ALL]
+    series: dict[str, list[tuple[float, float, float]]] = {}
+    for line in lines:
+        if line.method != ALL:
+            name = line.method if line.budget == "epochs" else f"{line.method}, equal steps"
+            series.setdefault(name, []).append((line.keep_fraction, line.accuracy.mean, line.accuracy.error))
+    return charts.line_chart(
+        series, reference=whole[0] if whole else None, x_name="samples kept, %", y_name="accuracy, %"
+    )
+
+
+def _stability(samples: Samples, sample_id: NDArray[np.int64], other: RunStore) -> dict[str, float]:
+    table = other.read("scores", ["sample_id", samples.hardness]).sort_by("sample_id")
+    if not np.array_equal(table["sample_id"].to_numpy(), sample_id):
+        raise ValueError(f"{other.uri} has scored other samples. Give runs over the same input.")
+    return comparison.rank_stability(samples.column(samples.hardness), table[samples.hardness].to_numpy())
+
+
+def _write(
+    config: CompareConfig,
+    run: RunStore,
+    rows: list[dict[str, Any]],
+    stability: dict[str, dict[str, float]],
+    store: RunStore,
+) -> str:
+    lines = comparison.summarize(rows)
+    proxy = run.commit_facts("proxy")
+    cost = (proxy["metrics"]["epoch"] if proxy["trained"] else 0) + _PASS_IN_EPOCHS
+    text = comparison.markdown(lines, cost_epochs=cost, epochs=config.epochs, stability=stability)
+    write_table(store.filesystem, store.path("compare.parquet"), pa.Table.from_pylist(rows))
+    store.write_bytes("compare.md", text.encode())
+    if len(lines) > 1:
+        store.write_bytes("compare.svg", _chart(lines).encode())
+    store.write_json("compare.json", {"cost_epochs": cost, "stability": stability})
+    return text

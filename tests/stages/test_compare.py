@@ -1,0 +1,129 @@
+"""Methods side by side on real images, through the command line."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from razor_ray import model, weights
+from razor_ray.cli import main
+from razor_ray.run_store import RunStore
+from razor_ray.selection import Samples
+from razor_ray.stages import compare as comparing
+from tests.conftest import write_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, digits):
+    """A finished run over 300 digits, whose proxy was given; 100 more are held out."""
+    folder = tmp_path_factory.mktemp("compare")
+    torch.manual_seed(0)
+    (folder / "proxy.safetensors").write_bytes(model.save_weights(model.build("resnet9", 10)))
+    write_shards(digits.slice(0, 300), folder / "in", 3)
+    write_shards(digits.slice(300), folder / "test", 1)
+    options = ["--proxy.weights", f"{folder}/proxy.safetensors", "--keep-fraction", "0.3", "--score.num-workers", "1"]
+    assert main(["prune", "--input", f"{folder}/in", "--output", f"{folder}/run", *options]) == 0
+    return folder
+
+
+SMALL = ["--epochs", "2", "--augment", "none", "--keep-fractions", "0.2", "0.5"]
+
+
+def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
+    arguments = ["compare", *paths, *SMALL, "--methods", "razor", "random", "--seeds", "0", "1"]
+    assert main(arguments) == 0
+    shown = capfd.readouterr()
+    assert "cannot be told apart" in shown.out or "is the best" in shown.out
+    assert (tmp_path / "out" / "compare.md").read_text() in shown.out
+    table = pq.read_table(tmp_path / "out" / "compare.parquet")
+    rows = {(row["method"], row["keep_fraction"], row["seed"]): row for row in table.to_pylist()}
+    assert set(rows) == {(m, f, s) for m in ("razor", "random") for f in (0.2, 0.5) for s in (0, 1)} | {
+        ("all", 1.0, seed) for seed in (0, 1)
+    }
+    for (_, fraction, _), row in rows.items():
+        assert row["num_kept"] == weights.budget(300, fraction)
+        assert row["num_steps"] == 2 * -(-row["num_kept"] // 32)
+        assert 0 <= row["worst_recall"] <= row["accuracy"] <= 1
+        assert row["macro_recall"] == pytest.approx(np.mean(row["recall"]))
+    assert (tmp_path / "out" / "compare.svg").read_text().startswith("<svg")
+    # What is done is not done again; a cell that is lost is, and comes out the same.
+    (tmp_path / "out" / "cells" / "razor-0.2-epochs-1.json").unlink()
+    trained = []
+    train_cells = comparing._train_cells
+
+    def spy(config, missing, data):
+        trained.extend(cell.name for cell in missing)
+        return train_cells(config, missing, data)
+
+    monkeypatch.setattr(comparing, "_train_cells", spy)
+    assert main(arguments) == 0
+    assert trained == ["razor-0.2-epochs-1"]
+    again = pq.read_table(tmp_path / "out" / "compare.parquet")
+    untimed = [name for name in table.column_names if "seconds" not in name]
+    assert again.select(untimed).equals(table.select(untimed))
+    # More may be asked for later; another training may not.
+    assert main([*arguments, "--budgets", "epochs", "steps", "--methods", "hardest", "--seeds", "0"]) == 0
+    assert len(trained) == 1 + 4
+    steps = json.loads((tmp_path / "out" / "cells" / "hardest-0.2-steps-0.json").read_text())
+    assert steps["num_steps"] == rows["all", 1.0, 0]["num_steps"]
+    assert main([*arguments, "--epochs", "3"]) == 2
+    assert "epochs: 3 here, 2 there" in capfd.readouterr().err
+
+
+def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--other-runs", f"{run}/run"]
+    assert (
+        main(["compare", *paths, "--epochs", "1", "--keep-fractions", "0.5", "--methods", "random", "--seeds", "0"])
+        == 0
+    )
+    row = json.loads((tmp_path / "out" / "cells" / "random-0.5-epochs-0.json").read_text())
+    samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
+    aside = comparing.validation_mask(samples)
+    assert row["num_kept"] == round(0.5 * (300 - aside.sum()))
+    assert "| 1.000 | 1.000 | 1.000 | 1.000 |" in capfd.readouterr().out  # a run agrees with itself on the ranks
+
+
+def test_validation_is_a_tenth_of_each_class_whatever_the_order():
+    rng = np.random.default_rng(0)
+    samples = Samples(ids=rng.permutation(1000), label=np.repeat([0, 1, 2], [600, 300, 100]))
+    aside = comparing.validation_mask(samples)
+    assert np.bincount(samples.label[aside]).tolist() == [60, 30, 10]
+    order = rng.permutation(1000)
+    np.testing.assert_array_equal(comparing.validation_mask(samples.take(order)), aside[order])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--methods", "guess"], "there is no method 'guess'. Methods: razor, random,"),
+        (["--methods", "dual"], "there is no score 'dual'"),  # the proxy was given: nobody saw it learn
+        (["--keep-fractions", "30"], "keep_fraction must be in (0, 1]"),
+        (["--methods", "random", "random"], "none twice"),
+        (["--run", "/nowhere"], "holds no run of prune"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(run, tmp_path, capfd, options, message):
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
+    assert main(["compare", *paths, *options]) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_labels_of_the_run_are_those_that_are_trained_on(run):
+    samples, sample_id = comparing.read_samples(RunStore(f"{run}/run"))
+    assert (np.diff(sample_id) > 0).all()
+    assert samples.hardness == "el2n"
+    assert (
+        samples.label.tolist()
+        == pa.concat_tables([pq.read_table(file) for file in sorted((run / "in").glob("*.parquet"))])[
+            "label"
+        ].to_pylist()
+    )

@@ -1,0 +1,113 @@
+"""What a comparison may say: figures by hand, and no winner where intervals overlap."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from razor_ray.comparison import (
+    ALL,
+    Estimate,
+    Summary,
+    break_even,
+    estimate,
+    level_with_best,
+    markdown,
+    rank_stability,
+    summarize,
+    verdict,
+)
+
+
+def row(method, accuracy, seed=0, keep_fraction=0.1, budget="epochs", seconds=5.0):
+    return {
+        "method": method,
+        "keep_fraction": keep_fraction,
+        "budget": budget,
+        "seed": seed,
+        "accuracy": accuracy,
+        "worst_recall": accuracy / 2,
+        "macro_recall": accuracy,
+        "seconds": seconds,
+    }
+
+
+def line(method, mean, error=0.01, budget="epochs"):
+    return Summary(budget, 0.1, method, *[Estimate(mean, error, 3)] * 3, seconds=1.0)
+
+
+def test_estimate_by_hand():
+    # Deviations -0.02, 0, 0.02: variance 0.0004, standard error 0.02 / sqrt(3).
+    found = estimate([0.50, 0.52, 0.54])
+    assert found.mean == pytest.approx(0.52)
+    assert found.error == pytest.approx(0.02 / math.sqrt(3))
+    assert estimate([0.7]) == Estimate(0.7, math.inf, 1)
+
+
+def test_summaries_group_and_sort():
+    rows = [row("a", 0.5), row("b", 0.7), row("a", 0.7, seed=1), row("b", 0.9, seed=1, seconds=9.0)]
+    rows.append(row("a", 0.8, keep_fraction=0.3))
+    lines = summarize(rows)
+    assert [(found.keep_fraction, found.method) for found in lines] == [(0.1, "b"), (0.1, "a"), (0.3, "a")]
+    assert lines[0].accuracy == Estimate(0.8, 0.1, 2)
+    assert lines[0].worst_recall == Estimate(0.4, 0.05, 2)
+    assert lines[0].seconds == 7.0
+
+
+@pytest.mark.parametrize(
+    ("lines", "level"),
+    [
+        ([line("a", 0.80), line("b", 0.70)], ["a"]),
+        ([line("b", 0.70), line("a", 0.80), line("c", 0.79)], ["a", "c"]),
+        ([line("a", 0.80, 0.001), line("b", 0.75, 0.06)], ["a", "b"]),  # a wide interval reaches the best
+    ],
+)
+def test_level_with_best(lines, level):
+    assert level_with_best(lines) == level
+
+
+def test_one_seed_names_no_winner():
+    lines = [line("a", 0.9, math.inf), line("b", 0.1, math.inf)]
+    assert verdict(lines) == "One seed each: no method can be told from another."
+    assert level_with_best(lines) == ["a", "b"]
+
+
+def test_everything_level_has_no_others():
+    assert verdict([line("a", 0.8), line("b", 0.8)]) == "a and b cannot be told apart."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [((10.0, 20, 0.5), 1.0), ((4 + 1 / 3, 10, 0.3), 13 / 21), ((1.0, 10, 1.0), math.inf)]
+)
+def test_break_even(arguments, expected):
+    assert break_even(*arguments) == pytest.approx(expected)
+
+
+def test_rank_stability_by_hand():
+    one = np.array([1.0, 2.0, 3.0, 4.0])
+    # Ranks 1 2 3 4 against 2 1 3 4: 1 - 6 (1 + 1) / (4 x 15) = 0.8.
+    found = rank_stability(one, np.array([2.0, 1.0, 3.0, 40.0]), top_fractions=(0.5, 0.75))
+    assert found["spearman"] == pytest.approx(0.8)
+    assert found["top 50 %"] == 1.0
+    assert found["top 75 %"] == pytest.approx(2 / 3)
+    assert rank_stability(one, -one)["spearman"] == pytest.approx(-1.0)
+
+
+def test_markdown_marks_the_level_and_counts_the_cost():
+    lines = summarize(
+        [row(ALL, 0.9, keep_fraction=1.0)]
+        + [
+            row(method, accuracy + 0.01 * seed, seed)
+            for seed in (0, 1)
+            for method, accuracy in (("a", 0.8), ("b", 0.5))
+        ]
+    )
+    text = markdown(lines, cost_epochs=3.0, epochs=10, stability={"other": {"spearman": 0.5}})
+    assert "All samples: 90.00 % (1 seed), 5 s." in text
+    assert "| **a** | 80.50 ± 0.50 | 40.25 ± 0.25 | 80.50 ± 0.50 | 5 | 2 |" in text
+    assert "| b | 50.50 ± 0.50 |" in text
+    assert "a is the best. Scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
+    assert "30 % of one training of 10 epochs" in text
+    assert "| other | 0.500 |" in text
