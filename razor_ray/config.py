@@ -146,6 +146,8 @@ class WeighConfig:
     """Of the effective number of samples, in [0, 1). 'auto': 1 - C / N."""
     quota: Quota = "ispl"
     """What a class's quota is proportional to: its ISPL mass, its size, nothing, or 1 - recall."""
+    round_decay: float = 0.5
+    """Over ISPL rounds the threshold falls by this factor each time: the hardest first, easier ones join."""
     class_floor: int = 1
     """Keep at least this many samples of every class (all of a smaller class)."""
 
@@ -158,6 +160,8 @@ class WeighConfig:
             raise ValueError(f"weigh.diversity_step must be positive and finite, got {self.diversity_step}.")
         if self.beta != "auto" and not 0 <= self.beta < 1:
             raise ValueError(f"weigh.beta must be in [0, 1), got {self.beta}.")
+        if not 0 < self.round_decay <= 1:
+            raise ValueError(f"weigh.round_decay must be in (0, 1], got {self.round_decay}.")
         _check_at_least("weigh.class_floor", self.class_floor, 0)
 
 
@@ -198,6 +202,11 @@ class PruneConfig:
     """Fraction of the samples to keep, in (0, 1]."""
     seed: int = 0
     """Of every random choice."""
+    rounds: int = 1
+    """ISPL rounds. In each the proxy learns for its share of the epochs, every sample is scored and weighed, and the
+    next round trains on these weights."""
+    keep_round_losses: bool = False
+    """Write the losses of all rounds into scores/, a list for each sample."""
     max_quarantine_fraction: float = 0.01
     """Stop if more than this fraction of the images cannot be used."""
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
@@ -215,6 +224,11 @@ class PruneConfig:
             raise ValueError("output must name the run's folder, got an empty path.")
         if not 0 <= self.max_quarantine_fraction <= 1:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
+        _check_at_least("rounds", self.rounds, 1)
+        if self.rounds > 1 and self.proxy.weights:
+            raise ValueError("rounds train the proxy, but proxy.weights gives one. Leave out one of the two.")
+        if self.rounds > self.proxy.epochs:
+            raise ValueError(f"{self.rounds} rounds need as many proxy.epochs, got {self.proxy.epochs}.")
         if self.proxy.weights and self.score.hardness in DYNAMICS:
             raise ValueError(
                 f"score.hardness {self.score.hardness} is made while a proxy is trained, but proxy.weights gives one. "

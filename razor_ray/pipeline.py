@@ -16,7 +16,7 @@ from razor_ray.progress import say
 from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, runtime
+from razor_ray.stages import dynamics, ispl, runtime
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
@@ -24,6 +24,7 @@ from razor_ray.stages.score import Proxy, check_quarantine, proxy_in_store, scor
 from razor_ray.stages.subset import write_subset
 
 _INPUT = "_input.json"
+_ROUNDS = "_rounds"
 
 
 def prune(config: PruneConfig) -> dict[str, Any]:
@@ -52,7 +53,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
         proxy = _read_proxy(config, catalog, store)
         stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
-        stages.once("weights", lambda: weighing.weigh(store, catalog.class_names, config.weigh, config.keep_fraction))
+        store.discard(_ROUNDS)
+        stages.once("weights", lambda: _weigh(config, catalog, store))
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
         stages.once("subset", lambda: write_subset(catalog, store))
         result = manifest.write(store, config, weighing.read(store).table)
@@ -219,7 +221,22 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
             learning_rate=config.proxy.learning_rate,
             seed=config.seed,
         )
-        facts["metrics"] = training.train(training_config, catalog, None, store, "_proxy", "proxy", with_dynamics=True)
+        rounds = _rounds(config)
+        for number in range(1, config.rounds + 1):
+            facts["metrics"] = training.train(
+                training_config,
+                catalog,
+                None,
+                store,
+                "_proxy",
+                "proxy" if config.rounds == 1 else f"round {number}",
+                with_dynamics=True,
+                last_epoch=number * config.proxy.epochs // config.rounds,
+                sample_weights=rounds[number - 2].path("ispl") if number > 1 else None,
+            )
+            if number < config.rounds:
+                _weigh_round(config, catalog, store, rounds, number, arch, size)
+        facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
         # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
         check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction)
@@ -233,6 +250,56 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
     store.discard("_proxy")
 
 
+def _rounds(config: PruneConfig) -> list[RunStore]:
+    """Where the ISPL rounds but the last keep their scores and weights until the proxy is finished."""
+    return [RunStore(f"{config.output}/{_ROUNDS}/{number:02d}") for number in range(1, config.rounds)]
+
+
+def _weigh_round(
+    config: PruneConfig,
+    catalog: catalogs.Catalog,
+    store: RunStore,
+    rounds: list[RunStore],
+    number: int,
+    arch: str,
+    size: int,
+) -> None:
+    """Score and weigh every sample with the proxy as it is after a round; what is done already is skipped."""
+    here = rounds[number - 1]
+    if not here.is_done("scores"):
+        content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
+        here.write_bytes("proxy/model.safetensors", content)
+        proxy = proxy_in_store(here, arch, len(catalog.class_names), size, config.proxy.device)
+        score(catalog, proxy, config.score, here, config.max_quarantine_fraction)
+    if not here.is_done("weights"):
+        weighing.weigh(
+            here,
+            catalog.class_names,
+            config.weigh,
+            config.keep_fraction,
+            threshold=_threshold(config, rounds[0].commit_facts("weights"), number) if number > 1 else None,
+        )
+    if not here.is_done("ispl"):
+        ispl.write(catalog, weighing.read(here), here)
+
+
+def _threshold(config: PruneConfig, first: dict[str, Any], number: int) -> float:
+    """The ISPL threshold of a round: that of the first, fallen once for every round since."""
+    return first["ispl"]["threshold"] * config.weigh.round_decay ** (number - 1)
+
+
+def _weigh(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
+    earlier = store.commit_facts("proxy").get("rounds", [])
+    weighing.weigh(
+        store,
+        catalog.class_names,
+        config.weigh,
+        config.keep_fraction,
+        threshold=_threshold(config, earlier[0], config.rounds) if earlier else None,
+        earlier=[facts["effective_count"] for facts in earlier],
+    )
+
+
 def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> Proxy:
     facts = store.commit_facts("proxy")
     return proxy_in_store(
@@ -242,4 +309,5 @@ def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         facts["image_size"],
         config.proxy.device,
         with_dynamics=facts["trained"],
+        rounds=_rounds(config) if config.keep_round_losses else (),
     )

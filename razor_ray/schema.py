@@ -82,8 +82,18 @@ DYNAMICS_NAMES = ("mean_el2n", "mean_p", "dyn_unc", "dual", "aum", "forgetting")
 harder, but for `mean_p`."""
 
 
-def scores(embedding_size: int, *, with_dynamics: bool = False) -> pa.Schema:
-    """Schema of `scores/`: a row per sample that was scored, with a float16 embedding of `embedding_size` numbers."""
+def scores(embedding_size: int, *, with_dynamics: bool = False, num_rounds: int = 0) -> pa.Schema:
+    """Schema of `scores/`: a row per sample that was scored.
+
+    Parameters
+    ----------
+    embedding_size : int
+        Numbers of an embedding, in float16.
+    with_dynamics : bool
+        With the scores over the epochs of a proxy that was trained in the run.
+    num_rounds : int
+        With the losses of so many ISPL rounds.
+    """
     return pa.schema(
         [
             pa.field("sample_id", pa.int64(), nullable=False),
@@ -92,6 +102,7 @@ def scores(embedding_size: int, *, with_dynamics: bool = False) -> pa.Schema:
             *(pa.field(name, pa.float32(), nullable=False) for name in SCORE_NAMES),
             pa.field("correct", pa.bool_(), nullable=False),
             *(pa.field(name, pa.float32(), nullable=False) for name in (DYNAMICS_NAMES if with_dynamics else ())),
+            *([pa.field("round_loss", pa.list_(pa.float32(), num_rounds), nullable=False)] if num_rounds else []),
             pa.field("embedding", pa.list_(pa.float16(), embedding_size), nullable=False),
         ]
     )

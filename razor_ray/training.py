@@ -84,6 +84,8 @@ class Trainer:
         Side in pixels of what the network sees.
     precision : {'float32', 'bf16'}
     device : device
+    num_workers : int
+        That step together.
     """
 
     def __init__(
@@ -96,10 +98,11 @@ class Trainer:
         image_size: int,
         precision: str,
         device: torch.device,
+        num_workers: int = 1,
     ) -> None:
         self.network, self.optimizer, self.config = network, optimizer, config
         self.learning_rate, self.image_size = learning_rate, image_size
-        self.precision, self.device = precision, device
+        self.precision, self.device, self.num_workers = precision, device, num_workers
 
     def step(
         self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float, generator: torch.Generator
@@ -135,7 +138,10 @@ class Trainer:
         loss = weighted_loss(logits, labels, weights, self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
+        # A batch without weight teaches nothing, but momentum and decay would still move the network. Of several
+        # workers, who step together, some have weight.
+        if self.num_workers > 1 or bool((weights * (labels >= 0)).any()):
+            self.optimizer.step()
         return float(loss.detach()), logits.detach()
 
 

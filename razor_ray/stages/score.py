@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,8 @@ from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog
 from razor_ray.stages.catalog import pieces as plan
-from razor_ray.stages.dynamics import read_shard
+from razor_ray.stages.ispl import LOSS
+from razor_ray.stages.per_shard import PerShard
 
 _BATCH_ON_GPU, _BATCH_ON_CPU = 256, 128
 _PIECES_IN_FLIGHT = 2
@@ -47,6 +48,8 @@ class Proxy:
     device: str = "auto"
     dynamics_folder: str | None = None
     """Where `stages.dynamics.gather` wrote how samples fared while it was trained, if it was."""
+    round_folders: tuple[str, ...] = ()
+    """Where `stages.ispl.write` wrote the losses of earlier rounds, if they are to be kept."""
 
 
 class QuarantineError(ValueError):
@@ -153,7 +156,9 @@ class Scorer:
         model.load_weights(network, weights, proxy.weights_path)
         network = model.FeaturesAndLogits(network.eval())
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dynamics: tuple[int, dict[str, np.ndarray]] | None = None  # of the shard that was read last
+        folder = proxy.dynamics_folder
+        self.dynamics = None if folder is None else PerShard(proxy.filesystem, folder)
+        self.rounds = [PerShard(proxy.filesystem, folder) for folder in proxy.round_folders]
         self.pool = None
         if resources.num_gpus:
             self.pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // runtime.gpus_of_this_node()))
@@ -170,8 +175,16 @@ class Scorer:
             self.catalog, piece, self.proxy.image_size, self.resources.batch_size, self.pool
         ):
             columns = self._forward(batch)
-            if self.proxy.dynamics_folder is not None:
-                columns |= self._dynamics(piece.shard_id, batch.sample_id, columns)
+            if self.dynamics is not None:
+                # The few that no epoch saw, such as the remainder of an equal split, get what this pass alone tells.
+                is_there, found = self.dynamics.look_up(batch.sample_id, schema.DYNAMICS_NAMES)
+                alone = _dynamics_of_one_pass(columns)
+                columns |= {
+                    name: np.where(is_there, values, alone[name]).astype(np.float32) for name, values in found.items()
+                }
+            if self.rounds:
+                losses = [of_round.look_up(batch.sample_id, [LOSS])[1][LOSS] for of_round in self.rounds]
+                columns["round_loss"] = np.stack([*losses, columns["loss"]], axis=1)  # (B, T)
             finite = np.isfinite(columns["loss"]) & np.isfinite(columns["embedding"]).all(axis=1)
             reasons = [
                 reason or (None if fine else "score is not finite")
@@ -206,24 +219,6 @@ class Scorer:
         columns["embedding"] = embedding.float().clamp(-65504, 65504).to(torch.float16).cpu().numpy()
         return columns
 
-    def _dynamics(self, shard_id: int, sample_id: np.ndarray, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """How the batch's samples fared while the proxy was trained, (B,) each.
-
-        The few that no epoch saw, such as the remainder of an equal split, get what this pass alone tells.
-        """
-        assert self.proxy.dynamics_folder is not None
-        if self.dynamics is None or self.dynamics[0] != shard_id:
-            found = read_shard(self.proxy.filesystem, self.proxy.dynamics_folder, shard_id)
-            self.dynamics = shard_id, found
-        _, found = self.dynamics
-        at = np.minimum(np.searchsorted(found["sample_id"], sample_id), max(len(found["sample_id"]) - 1, 0))
-        is_there = found["sample_id"][at] == sample_id if len(found["sample_id"]) else np.zeros(len(sample_id), bool)
-        alone = _dynamics_of_one_pass(columns)
-        return {
-            name: np.where(is_there, found[name][at] if is_there.any() else 0, alone[name]).astype(np.float32)
-            for name in schema.DYNAMICS_NAMES
-        }
-
 
 def _dynamics_of_one_pass(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     p = np.exp(-columns["loss"].astype(np.float64))
@@ -247,8 +242,9 @@ def proxy_in_store(
     device: str = "auto",
     *,
     with_dynamics: bool = False,
+    rounds: Sequence[RunStore] = (),
 ) -> Proxy:
-    """The proxy whose weights were put into the run's folder."""
+    """The proxy whose weights were put into the run's folder; the losses of `rounds` are kept beside its own."""
     return Proxy(
         arch,
         num_classes,
@@ -257,6 +253,7 @@ def proxy_in_store(
         store.path("proxy", "model.safetensors"),
         device,
         store.path("proxy", "dynamics") if with_dynamics else None,
+        tuple(of_round.path("ispl") for of_round in rounds),
     )
 
 
@@ -289,11 +286,24 @@ def _score_table(batch: ingest.Batch, columns: dict[str, np.ndarray], usable: np
         "label": pa.array(batch.label),
         **{name: pa.array(columns[name]) for name in (*schema.SCORE_NAMES, "correct")},
         **{name: pa.array(columns[name]) for name in schema.DYNAMICS_NAMES if name in columns},
+        **_round_losses(columns),
         "embedding": pa.FixedSizeListArray.from_arrays(values, size),
     }
-    expected = schema.scores(size, with_dynamics=schema.DYNAMICS_NAMES[0] in columns)
+    expected = schema.scores(
+        size,
+        with_dynamics=schema.DYNAMICS_NAMES[0] in columns,
+        num_rounds=columns["round_loss"].shape[1] if "round_loss" in columns else 0,
+    )
     table = pa.table([arrays[name] for name in expected.names], schema=expected)
     return schema.check(table.filter(pa.array(usable)), expected, "scores")
+
+
+def _round_losses(columns: dict[str, np.ndarray]) -> dict[str, pa.Array]:
+    if "round_loss" not in columns:
+        return {}
+    losses = columns["round_loss"]  # (B, T)
+    values = pa.array(losses.ravel().astype(np.float32))
+    return {"round_loss": pa.FixedSizeListArray.from_arrays(values, losses.shape[1])}
 
 
 def _quarantine_table(piece: sources.Piece, bad: list[tuple[int, str]]) -> pa.Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import math
@@ -11,11 +10,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray.data
@@ -32,6 +30,9 @@ from razor_ray.progress import Progress, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
+from razor_ray.stages.dynamics import from_table, to_table
+from razor_ray.stages.ispl import WEIGHT
+from razor_ray.stages.per_shard import PerShard
 
 _EVAL_BATCH = _DECODE_BATCH = 256
 _STATE = "state.pt"
@@ -69,6 +70,8 @@ class Task:
     """Path in the filesystem of a state_dict to start from."""
     with_dynamics: bool
     """Keep how every sample fares: `razor_ray.dynamics`."""
+    last_epoch: int
+    """Stop after it, though the schedule may go on."""
 
 
 def train(
@@ -80,6 +83,8 @@ def train(
     title: str,
     *,
     with_dynamics: bool = False,
+    last_epoch: int | None = None,
+    sample_weights: str | None = None,
 ) -> dict[str, Any]:
     """Train a network.
 
@@ -98,6 +103,10 @@ def train(
         For the progress.
     with_dynamics : bool
         Keep how every sample fared over the epochs, in `dynamics_files(store, folder)`.
+    last_epoch : int, optional
+        Stop after this epoch of the schedule; called again, the training goes on from there.
+    sample_weights : str, optional
+        Path in the store's filesystem of what `stages.ispl.write` wrote: weigh each sample's loss by it.
 
     Returns
     -------
@@ -106,12 +115,14 @@ def train(
     """
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = _plan(held_out, size) if held_out else []
-    task = _task(config, catalog, held_out, len(held_out_pieces), store, folder, with_dynamics)
+    task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
+    task = replace(task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs)
     weight_column = "weight" if config.use_weights else None
     # Shards may be sorted by class, and streamed data is shuffled in a window only: so the pieces come in random order.
     planned = _plan(catalog, task.stored_size)
     planned = [planned[place] for place in np.random.default_rng(config.seed).permutation(len(planned))]
-    datasets = {"train": _dataset(catalog, planned, task.stored_size, weight_column)}
+    beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
+    datasets = {"train": _dataset(catalog, planned, task.stored_size, weight_column, beside)}
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
         datasets[f"eval_{rank}"] = _dataset(held_out, held_out_pieces[rank :: task.num_workers], size)
@@ -184,7 +195,6 @@ def _task(
     num_eval_pieces: int,
     store: RunStore,
     folder: str,
-    with_dynamics: bool,
 ) -> Task:
     gpus = runtime.num_gpus(config.model.device)
     workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
@@ -218,7 +228,8 @@ def _task(
         filesystem=store.filesystem,
         folder=store.path(folder),
         initial_weights=_copy_weights(config, store, folder),
-        with_dynamics=with_dynamics,
+        with_dynamics=False,
+        last_epoch=config.epochs,
     )
 
 
@@ -237,7 +248,11 @@ def _plan(catalog: Catalog, size: int) -> list[sources.Piece]:
 
 
 def _dataset(
-    catalog: Catalog, planned: list[sources.Piece], size: int, weight_column: str | None = None
+    catalog: Catalog,
+    planned: list[sources.Piece],
+    size: int,
+    weight_column: str | None = None,
+    beside: PerShard | None = None,
 ) -> ray.data.Dataset:
     """Decoded images as blocks. Rows that cannot be used stay, labelled -1, so that every row is accounted for."""
 
@@ -246,11 +261,12 @@ def _dataset(
         for piece in ingest.pieces_of(batch):
             for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
                 usable = np.array([reason is None for reason in decoded.reasons])
+                weight = decoded.weight if beside is None else beside.look_up(decoded.sample_id, [WEIGHT])[1][WEIGHT]
                 yield {
                     "sample_id": decoded.sample_id,
                     "pixels": decoded.pixels,
                     "label": np.where(usable, decoded.label, -1).astype(np.int64),
-                    "weight": decoded.weight,
+                    "weight": weight,
                 }
 
     decoded = ingest.dataset(planned).map_batches(decode_pieces, batch_size=1, num_cpus=0.5)
@@ -277,7 +293,7 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
             if is_last:
                 return
 
-    with stage(title, task.config.epochs * task.num_samples) as progress:
+    with stage(title, task.last_epoch * task.num_samples) as progress:
         thread = threading.Thread(target=follow, args=(progress,), daemon=True)
         thread.start()
         try:
@@ -318,6 +334,7 @@ class _Worker:
             image_size=task.image_size,
             precision=task.precision,
             device=self.device,
+            num_workers=task.num_workers,
         )
         self.generator = torch.Generator()
         self.train_feed = _Feed("train", task, task.batch_size, is_cached=task.is_cached)
@@ -335,7 +352,7 @@ class _Worker:
 
     def run(self) -> None:
         self._restore()
-        for epoch in range(self.next_epoch, self.task.config.epochs + 1):
+        for epoch in range(self.next_epoch, self.task.last_epoch + 1):
             line = self._train_epoch(epoch)
             if self.task.num_eval:
                 line |= self._evaluate()
@@ -406,10 +423,9 @@ class _Worker:
         of_epoch = Dynamics.empty(columns["sample_id"])
         of_epoch.add(epoch - 1, **columns)
         self.dynamics = dynamics.merge([self.dynamics, of_epoch])
-        table = pa.table({field.name: getattr(self.dynamics, field.name) for field in dataclasses.fields(Dynamics)})
         name = f"epoch-{epoch:04d}-rank-{self.rank:04d}.parquet"
         self.task.filesystem.create_dir(f"{self.task.folder}/{_DYNAMICS}", recursive=True)
-        write_table(self.task.filesystem, f"{self.task.folder}/{_DYNAMICS}/{name}", table)
+        write_table(self.task.filesystem, f"{self.task.folder}/{_DYNAMICS}/{name}", to_table(self.dynamics))
         # The state that says this epoch is done is written when the files of all workers are there.
         self._sum_over_workers(torch.zeros(1))
 
@@ -458,14 +474,9 @@ class _Worker:
         # There may be another number of workers now; sums add up whoever goes on with them.
         files = _dynamics_files(self.task.filesystem, self.task.folder, len(self.lines))
         self.dynamics = dynamics.merge(
-            read_dynamics(self.task.filesystem, path) for path in files[self.rank :: self.task.num_workers]
+            from_table(pq.read_table(path, filesystem=self.task.filesystem))
+            for path in files[self.rank :: self.task.num_workers]
         )
-
-
-def read_dynamics(filesystem: pafs.FileSystem, path: str) -> Dynamics:
-    """What a worker kept of its samples."""
-    table = pq.read_table(path, filesystem=filesystem)
-    return Dynamics(**{name: np.array(table[name]) for name in table.column_names})
 
 
 def _observe(sample_id: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:

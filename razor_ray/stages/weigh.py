@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,8 +48,28 @@ class _ClassLosses:
     num_correct: int
 
 
-def weigh(store: RunStore, class_names: tuple[str, ...], config: WeighConfig, keep_fraction: float) -> None:
+def weigh(
+    store: RunStore,
+    class_names: tuple[str, ...],
+    config: WeighConfig,
+    keep_fraction: float,
+    *,
+    threshold: float | None = None,
+    earlier: Sequence[dict[str, float]] = (),
+) -> None:
     """Weigh the committed scores, and commit the stage `weights`.
+
+    Parameters
+    ----------
+    store : RunStore
+    class_names : tuple of str
+    config : WeighConfig
+    keep_fraction : float
+    threshold : float, optional
+        The ISPL threshold in nats; without it the configured quantile of the losses.
+    earlier : sequence of dict
+        Effective counts of the classes, by label, in earlier rounds, as they committed them: classes are weighed by
+        the mean over all rounds, since the low threshold of the last one makes them all alike.
 
     Raises
     ------
@@ -66,17 +87,21 @@ def weigh(store: RunStore, class_names: tuple[str, ...], config: WeighConfig, ke
         )
         gather = ray.remote(_gather).options(name="gather losses")
         held = [gather.remote(*tables) for tables in split]
-        ispl = IsplSettings.of(config, _exact_quantile(held, config.quantile))
+        ispl = IsplSettings.of(config, threshold or _exact_quantile(held, config.quantile))
         by_class: dict[int, dict[str, Any]] = {}
         for _, found in runtime.run_tasks(_class_mass, ((ref, ispl) for ref in held), name="weigh"):
             by_class |= found
             progress.advance(len(found))
+        facts_of_classes = {str(label): found["effective_count"] for label, found in sorted(by_class.items())}
+        for label, found in by_class.items():
+            counts = [*(counts[str(label)] for counts in earlier), found["effective_count"]]
+            found["effective_count"] = math.fsum(counts) / len(counts)
         table, facts = _weights_table(class_names, by_class, config, keep_fraction)
         progress.note = f"{facts['budget']:,} of {facts['num_samples']:,} samples to keep"
     metadata = {_METADATA_KEY: json.dumps({"ispl": asdict(ispl), "beta": facts["beta"]}).encode()}
     folder = store.begin("weights")
     write_table(store.filesystem, f"{folder}/weights.parquet", table.replace_schema_metadata(metadata))
-    store.commit("weights", facts | {"ispl": asdict(ispl)})
+    store.commit("weights", facts | {"ispl": asdict(ispl), "effective_count": facts_of_classes})
 
 
 def read(store: RunStore) -> Weights:

@@ -14,6 +14,7 @@ from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import train as training
+from razor_ray.stages.dynamics import from_table
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -107,7 +108,7 @@ def test_dynamics_are_of_every_sample_and_epoch(split, tmp_path, monkeypatch, ca
     catalog = catalogs.build(settings.input)
     training.train(settings, catalog, None, store, "train", "train", with_dynamics=True)
     (file,) = training.dynamics_files(store, "train")
-    found = training.read_dynamics(store.filesystem, file)
+    found = from_table(pq.read_table(file))
     expected = np.concatenate([schema.sample_ids(shard, 0, 100) for shard in range(3)])
     np.testing.assert_array_equal(found.sample_id, expected)
     assert (found.count == 2).all()
@@ -130,7 +131,7 @@ def test_dynamics_survive_an_interruption(split, tmp_path, monkeypatch):
         store = RunStore(settings.output)
         training.train(settings, catalogs.build(settings.input), None, store, "train", "train", with_dynamics=True)
         (file,) = training.dynamics_files(store, "train")
-        return training.read_dynamics(store.filesystem, file).scores()
+        return from_table(pq.read_table(file)).scores()
 
     train_epoch = training._Worker._train_epoch
 
