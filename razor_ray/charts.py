@@ -235,12 +235,13 @@ def line_chart(
     heights += [reference] if reference is not None else []
     low, high = min(heights), max(heights)
     step = round_step(max(high - low, 0.01), 8)
-    bottom, top = math.floor(low / step) * step, math.ceil(high / step) * step
+    bottom = math.floor(low / step) * step
+    top = max(math.ceil(high / step) * step, bottom + step)
     right, base = _WIDTH - 170, _TOP + 320
     x_most = max(x for x, _, _ in points)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x / x_most * (right - _LEFT - 12), base - (y - bottom) / max(top - bottom, step) * 320
+        return _LEFT + x / x_most * (right - _LEFT - 12), base - (y - bottom) / (top - bottom) * 320
 
     parts = []
     for value in _ticks(bottom, top, 8):

@@ -205,6 +205,8 @@ class PruneConfig:
     rounds: int = 1
     """ISPL rounds. In each the proxy learns for its share of the epochs, every sample is scored and weighed, and the
     next round trains on these weights."""
+    full_epochs: int = 100
+    """Epochs of one training on everything, as you train. Only to tell what part of that the scoring cost."""
     keep_round_losses: bool = False
     """Write the losses of all rounds into scores/, a list for each sample."""
     max_quarantine_fraction: float = 0.01
@@ -225,6 +227,7 @@ class PruneConfig:
         if not 0 <= self.max_quarantine_fraction <= 1:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
         _check_at_least("rounds", self.rounds, 1)
+        _check_at_least("full_epochs", self.full_epochs, 1)
         if self.rounds > 1 and self.proxy.weights:
             raise ValueError("rounds train the proxy, but proxy.weights gives one. Leave out one of the two.")
         if self.rounds > self.proxy.epochs:
@@ -406,7 +409,7 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
 
 
 _NO_EFFECT_ON_RESULTS = {
-    *("output", "score.num_workers", "max_quarantine_fraction"),
+    *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs"),
     *("methods", "keep_fractions", "seeds", "budgets", "other_runs"),
 }
 

@@ -47,7 +47,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             "fingerprint": facts["catalog"]["fingerprint"],
             "num_shards": facts["catalog"]["num_shards"],
         },
-        "proxy": facts["proxy"],
+        "proxy": {name: value for name, value in facts["proxy"].items() if name != "rounds"},
         "scores": facts["scores"],
         "budget": {
             "keep_fraction": config.keep_fraction,
@@ -57,7 +57,11 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         "counts": counts,
         "quarantine": facts["quarantine"]["reasons"],
         "reasons": facts["selection"]["reasons"],
-        "ispl": facts["weights"]["ispl"] | {"beta": facts["weights"]["beta"]},
+        "ispl": facts["weights"]["ispl"]
+        | {
+            "beta": facts["weights"]["beta"],
+            "earlier_thresholds": [of_round["ispl"]["threshold"] for of_round in facts["proxy"].get("rounds", [])],
+        },
         "classes": [
             {
                 "label": row["label"],
@@ -68,12 +72,36 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             }
             for row in weights.to_pylist()
         ],
+        "scoring_cost": {
+            "epochs": scoring_epochs(facts["proxy"]),
+            "full_epochs": config.full_epochs,
+            "fraction": scoring_epochs(facts["proxy"]) / config.full_epochs,
+        },
         "subset_bytes": facts["subset"]["num_bytes"],
         "seconds": {stage: cost.get("seconds") for stage, cost in costs.items()},
         "joules": {stage: cost.get("joules") for stage, cost in costs.items()},
     }
     store.write_json(MANIFEST, manifest)
     return manifest
+
+
+def scoring_epochs(proxy: dict[str, Any]) -> float:
+    """What scoring cost, in epochs of training on everything.
+
+    A forward pass is counted as a third of an epoch, which goes backward too: twice the work of going forward.
+
+    Parameters
+    ----------
+    proxy : dict
+        What the stage `proxy` committed.
+
+    Examples
+    --------
+    >>> scoring_epochs({"trained": True, "metrics": {"epoch": 8}, "rounds": [{}]})
+    8.666666666666666
+    """
+    trained = proxy["metrics"]["epoch"] if proxy["trained"] else 0
+    return trained + (1 + len(proxy.get("rounds", ()))) / 3
 
 
 def _check(facts: dict[str, dict[str, Any]], counts: dict[str, int]) -> None:

@@ -59,6 +59,9 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages.once("subset", lambda: write_subset(catalog, store))
         result = manifest.write(store, config, weighing.read(store).table)
         report.write(store, result)
+    cost = result["scoring_cost"]
+    share = f"{cost['fraction']:.1%} of one training of {cost['full_epochs']}"
+    say(f"cost      scoring took as much as {cost['epochs']:.1f} epochs on all samples, {share}")
     say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.path('subset')}")
     return result
 

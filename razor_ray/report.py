@@ -336,6 +336,11 @@ def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html
     )
 
 
+def _cost(cost: dict[str, Any]) -> str:
+    share = f"{100 * cost['fraction']:.1f} % of one training of {cost['full_epochs']} epochs"
+    return f"as much as {cost['epochs']:.1f} epochs on all samples, {share}"
+
+
 def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
     ispl, weigh, sample = manifest["ispl"], config["weigh"], config["sample"]
     thresholds = f"λ = {ispl['threshold']:.4g} nats, the {weigh['quantile']:g} quantile of the losses"
@@ -350,6 +355,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["keep fraction", f"{config['keep_fraction']:g}"],
         ["seed", config["seed"]],
         ["proxy", _proxy(manifest["proxy"], config["proxy"])],
+        ["cost of scoring", _cost(manifest["scoring_cost"])],
         ["hardness", _SCORES[manifest["scores"]["hardness"]]],
         ["ISPL weights", f"scheme {ispl['scheme']}, {thresholds}"],
         ["class weights", f"inverse effective number of samples, {beta}"],

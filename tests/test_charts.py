@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from razor_ray.charts import Histogram, hardness_histogram, histogram_chart, histogram_edges, stacked_bar
+from razor_ray.charts import Histogram, hardness_histogram, histogram_chart, histogram_edges, line_chart, stacked_bar
 
 
 def test_histogram_by_hand():
@@ -69,3 +70,23 @@ def test_stacked_bar_by_hand():
     places = re.findall(r'<rect x="([\d.]+)" y="0" width="([\d.]+)" height="18" class="(\w+)">', bar)
     assert places == [("0", "189", "kept"), ("190", "569", "dropped")]
     assert "&lt;b&gt;: 3" in bar and "<b>" not in bar and "noise" not in bar
+
+
+def test_line_chart_by_hand():
+    series = {"a": [(0.1, 0.5, 0.1), (0.5, 0.7, math.inf)], "b": [(0.5, 0.6, 0.0)]}
+    chart = line_chart(series, reference=0.8, x_name="kept", y_name="accuracy")
+    # Heights from 0.4 (0.5 less its error) to 0.8 in steps of 0.05, over 320 pixels above y = 330: 0.1 is 80 of them.
+    # The widest x, 0.5, stands at 578, 0.1 a fifth of the way from 56.
+    points = re.findall(r'<polyline points="([^"]+)"', chart)
+    assert points == ["160.4,250.0 578.0,90.0", "578.0,170.0"]
+    errors = re.findall(r'<line x1="160.4" x2="160.4" y1="([\d.]+)" y2="([\d.]+)"', chart)
+    assert errors == [("330", "170")]
+    assert 'y1="10" y2="10" stroke="#333" stroke-dasharray="5 4"' in chart  # everything: 0.8
+    assert "a, 10 %: 50.00" in chart
+    assert chart.startswith("<svg") and "xmlns=" in chart  # a document of its own
+
+
+def test_names_in_a_line_chart_are_escaped():
+    chart = line_chart({"<b>": [(0.1, 0.5, 0.0)]}, reference=None, x_name="<x>", y_name="y")
+    assert "<b>" not in chart and "&lt;b&gt;" in chart
+    assert "all samples" not in chart

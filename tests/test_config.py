@@ -254,7 +254,10 @@ def test_settings_that_are_left_out_have_their_defaults():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kept": 1}, "unknown setting kept; settings of this version: input, keep_fraction, max_quarantine_fraction"),
+        (
+            {"kept": 1},
+            "unknown setting kept; settings of this version: full_epochs, input, keep_fraction, keep_round_losses",
+        ),
         ({"proxy": {"epoch": 1}}, "unknown setting proxy.epoch; .*epochs"),
         ({"keep_fraction": 30}, "to keep 30 % pass 0.3"),
         ({"weigh": {"quantile": 2}}, r"weigh.quantile must be in \[0, 1\], got 2"),
@@ -292,7 +295,7 @@ def test_load_refuses_values_of_the_wrong_kind(changes):
 
 
 def test_the_other_verbs_configuration_is_refused():
-    with pytest.raises(ValueError, match="unknown setting keep_fraction"):
+    with pytest.raises(ValueError, match="unknown setting full_epochs"):
         load(TrainConfig, json.dumps(to_dict(prune_config())))
     with pytest.raises(ValueError, match="unknown setting"):
         load(PruneConfig, json.dumps(to_dict(train_config())))

@@ -69,7 +69,9 @@ def test_manifest_by_hand(tmp_path):
     assert got["reasons"] == FACTS["selection"]["reasons"]
     assert got["proxy"]["weights_sha256"] == "ab" * 32
     assert got["seed"] == 7
-    assert got["ispl"] == {"scheme": "linear", "beta": 0.5}
+    assert got["ispl"] == {"scheme": "linear", "beta": 0.5, "earlier_thresholds": []}
+    # The proxy was given: one forward pass, a third of an epoch.
+    assert got["scoring_cost"] == {"epochs": 1 / 3, "full_epochs": 100, "fraction": pytest.approx(1 / 300)}
     assert got["subset_bytes"] == 1234
     assert got["seconds"]["scores"] == 12.5
     assert got["joules"]["scores"] == 300.0
@@ -81,6 +83,15 @@ def test_manifest_by_hand(tmp_path):
     assert got["packages"]["pyarrow"] == pa.__version__
     assert None not in got["packages"].values()
     assert store.read_json("manifest.json") == got
+
+
+def test_rounds_cost_a_pass_each_and_are_listed(tmp_path):
+    rounds = [{"ispl": {"threshold": threshold}, "effective_count": {"0": 1.0}} for threshold in (2.0, 1.0)]
+    store = finished(tmp_path, proxy__trained=True, proxy__metrics={"epoch": 9}, proxy__rounds=rounds)
+    got = manifest.write(store, CONFIG, WEIGHTS)
+    assert got["scoring_cost"]["epochs"] == 10.0  # nine epochs and three passes
+    assert got["ispl"]["earlier_thresholds"] == [2.0, 1.0]
+    assert "rounds" not in got["proxy"]
 
 
 def test_input_is_what_was_catalogued(tmp_path):

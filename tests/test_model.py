@@ -106,6 +106,14 @@ def test_a_head_that_runs_twice_is_noticed():
         model.FeaturesAndLogits(Twice())(torch.rand(1, 3))
 
 
+def test_lenet_by_hand():
+    # 6 x (3 x 25 + 1) + 16 x (6 x 25 + 1) + 120 x 401 + 84 x 121 + 10 x 85, and maps of 5 x 5 at 28 pixels.
+    network = model.build("lenet", 10)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 456 + 2416 + 48120 + 10164 + 850
+    assert network.features[:6](torch.zeros(1, 3, 28, 28)).shape == (1, 16, 5, 5)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
 def test_no_linear_layer():
     with pytest.raises(ValueError, match=r"SqueezeNet has no linear layer .* resnet18"):
         model.build("squeezenet1_1", 10)

@@ -157,32 +157,15 @@ def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_
     assert len(kept & again) >= 115
 
 
-def test_a_proxy_that_is_trained_tells_how_samples_fared(digits, tmp_path):
-    encoded = digits["image"].to_pylist()
-    encoded[7] = b"no image"
-    table = digits.set_column(0, "image", pa.array(encoded, pa.binary()))
-    paths = ["--input", str(write_shards(table, tmp_path / "in", 3)), "--output", f"{tmp_path}/out"]
-    assert main(["prune", *paths, "--keep-fraction", "0.3", "--proxy.epochs", "3"]) == 0
-    scores = pq.read_table(tmp_path / "out" / "scores")
-    assert scores.schema.equals(schema.scores(128, with_dynamics=True))
-    assert scores.num_rows == 399
-    columns = {name: scores[name].to_numpy() for name in schema.DYNAMICS_NAMES}
-    np.testing.assert_allclose(columns["dual"], columns["dyn_unc"] * (1 - columns["mean_p"]), atol=1e-6)
-    assert columns["dyn_unc"].max() > 0.1
-    assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # of three epochs: forgotten once, or never learned
-    # What is learned in three epochs is hard in the pass after them too.
-    assert np.corrcoef(columns["mean_el2n"], scores["el2n"])[0, 1] > 0.1
-    selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
-    np.testing.assert_array_equal(selection["hardness"], scores.sort_by("sample_id")["mean_el2n"])
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["scores"]["hardness"] == "mean_el2n"
-
-
-def test_ispl_rounds(digits, tmp_path, monkeypatch):
-    """Three rounds: that each trains on the weights of the one before, that λ falls, and that an interruption between
-    rounds changes nothing."""
+def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
+    """Three ISPL rounds: each trains on the weights of the one before, λ falls, an interruption between rounds changes
+    nothing, and how samples fared over the epochs is told."""
     from razor_ray import pipeline
 
-    path = write_shards(digits.slice(0, 200), tmp_path / "in", 2)
+    encoded = digits["image"].to_pylist()[:200]
+    encoded[7] = b"no image"
+    table = digits.slice(0, 200).set_column(0, "image", pa.array(encoded, pa.binary()))
+    path = write_shards(table, tmp_path / "in", 2)
     arguments = ["prune", "--input", str(path), "--keep-fraction", "0.3", "--rounds", "3", "--proxy.epochs", "3"]
     arguments += ["--score.num-workers", "1", "--keep-round-losses", "--weigh.quota", "ispl", "--output"]
     seen = {}
@@ -212,6 +195,8 @@ def test_ispl_rounds(digits, tmp_path, monkeypatch):
     np.testing.assert_allclose(thresholds, thresholds[0] * np.array([1, 0.5, 0.25]))
     # Against the definition: of each round the weights from its losses, and quotas from the mean over rounds.
     scores = pq.read_table(tmp_path / "out" / "scores").sort_by("sample_id")
+    assert scores.schema.equals(schema.scores(128, with_dynamics=True, num_rounds=3))
+    assert scores.num_rows == 199
     losses = np.stack(scores["round_loss"].to_pylist())  # (N, T)
     np.testing.assert_array_equal(losses[:, 2], scores["loss"])
     assert (losses[:, 0] != losses[:, 1]).all()
@@ -221,14 +206,21 @@ def test_ispl_rounds(digits, tmp_path, monkeypatch):
     sizes = np.bincount(label)
     beta = weights.default_beta(sizes)
     for number in (1, 2):
-        table = seen[number + 1].sort_by("sample_id")
+        sample_weights = seen[number + 1].sort_by("sample_id")
         class_weight = weights.class_weights(counts[number - 1], beta)
-        np.testing.assert_allclose(table["weight"], class_weight[label] * v[:, number - 1], rtol=1e-5)
-        np.testing.assert_array_equal(table["sample_id"], scores["sample_id"])
+        np.testing.assert_allclose(sample_weights["weight"], class_weight[label] * v[:, number - 1], rtol=1e-5)
+        np.testing.assert_array_equal(sample_weights["sample_id"], scores["sample_id"])
     mean = counts.mean(axis=0)
-    class_weight = weights.class_weights(mean, beta)
-    expected = weights.class_quotas(class_weight * mean, sizes, 60)
+    expected = weights.class_quotas(weights.class_weights(mean, beta) * mean, sizes, 60)
     np.testing.assert_array_equal(pq.read_table(tmp_path / "out" / "weights")["quota"], expected)
+    # How samples fared over the three epochs.
+    columns = {name: scores[name].to_numpy() for name in schema.DYNAMICS_NAMES}
+    np.testing.assert_allclose(columns["dual"], columns["dyn_unc"] * (1 - columns["mean_p"]), atol=1e-6)
+    assert columns["dyn_unc"].max() > 0.1
+    assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # forgotten once at most, or never learned
+    selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
+    np.testing.assert_array_equal(selection["hardness"], columns["mean_el2n"])
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["scores"]["hardness"] == "mean_el2n"
 
 
 def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):

@@ -180,7 +180,13 @@ def make_run(
     catalog = pa.Table.from_pylist(input_shards, schema=schema.CATALOG)
     facts = {"num_shards": len(shards), "num_samples": num_input, "fingerprint": "aabb"}
     commit(store, "catalog", facts, catalog=catalog)
-    proxy = {"arch": "resnet9", "image_size": 32, "trained": True, "weights_sha256": "0123456789abcdef"}
+    proxy = {
+        "arch": "resnet9",
+        "image_size": 32,
+        "trained": True,
+        "weights_sha256": "0123456789abcdef",
+        "metrics": {"epoch": 4},
+    }
     store.seal("proxy", proxy)
     store.write_json("scores/_cost.json", {"seconds": 12.5})
     store.seal("scores", {"num_samples": len(samples), "hardness": "el2n"})

@@ -16,12 +16,15 @@ from torch import nn
 from razor_ray import model
 from razor_ray.config import InputConfig, TrainConfig
 from razor_ray.training import (
+    Trainer,
     choose_batch_size,
     choose_learning_rate,
     classification_metrics,
     confusion_matrix,
+    fit,
     learning_rate_factor,
     make_optimizer,
+    predict,
     weighted_loss,
 )
 
@@ -271,3 +274,88 @@ def test_a_few_steps_learn():
             weighted_loss(network(images), labels, torch.ones(30), 0.0).backward()
             optimizer.step()
         assert weighted_loss(network(images), labels, torch.ones(30), 0.0).item() < first
+
+
+# Fitting what is in memory.
+
+
+def trained(seed: int, num_steps: int, **changes) -> tuple[nn.Module, float]:
+    """A small network on images whose brightness is their class."""
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 2, 80))
+    pixels = (labels[:, None, None, None] * 200 + torch.from_numpy(rng.integers(0, 40, (80, 12, 12, 3)))).to(
+        torch.uint8
+    )
+    torch.manual_seed(seed)
+    network = model.build("lenet", 2)
+    arguments = {"batch_size": 32, "augment": "none", "optimizer": "adam"} | changes
+    loss = fit(
+        network,
+        pixels,
+        labels,
+        config(**arguments),
+        arch="lenet",
+        image_size=12,
+        num_steps=num_steps,
+        seed=seed,
+        device=torch.device("cpu"),
+    )
+    predicted = predict(network, pixels, precision="float32", device=torch.device("cpu"))
+    assert predicted.shape == (80,)
+    network.accuracy = (predicted == labels).float().mean()  # type: ignore[assignment]
+    return network, loss
+
+
+def test_fit_learns_and_its_seed_decides():
+    network, loss = trained(0, 60)
+    assert network.accuracy == 1.0
+    assert loss < 0.1
+    again, same = trained(0, 60)
+    assert same == loss
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+    assert trained(1, 5)[1] != trained(0, 5)[1]
+
+
+def test_fit_makes_as_many_steps_as_asked(monkeypatch):
+    from razor_ray import training
+
+    steps = []
+    step = training.Trainer.step
+
+    def counted(self, pixels, labels, weights, progress, generator):
+        steps.append((len(labels), progress))
+        return step(self, pixels, labels, weights, progress, generator)
+
+    monkeypatch.setattr(training.Trainer, "step", counted)
+    trained(0, 7)
+    # 80 images in even batches of at most 32 are 27, 27 and 26; the third pass stops after one.
+    assert [size for size, _ in steps] == [27, 27, 26, 27, 27, 26, 27]
+    assert_allclose([progress for _, progress in steps], np.arange(7) / 7)
+
+
+def test_a_batch_without_weight_moves_nothing():
+    torch.manual_seed(0)
+    network = model.build("lenet", 2)
+    settings_ = config(augment="none", weight_decay=0.1)
+    optimizer = make_optimizer(network, settings_, 0.1)
+    trainer = Trainer(
+        network,
+        optimizer,
+        settings_,
+        learning_rate=0.1,
+        image_size=12,
+        precision="float32",
+        device=torch.device("cpu"),
+    )
+    pixels = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 0, -1])
+    # A step first, so that there is momentum that could move it.
+    trainer.step(pixels, labels, torch.ones(4), 0.5, torch.Generator())
+    before = [parameter.clone() for parameter in network.parameters()]
+    for weights in (torch.zeros(4), torch.tensor([0.0, 0.0, 0.0, 1.0])):  # the last row is left out anyway
+        loss, logits = trainer.step(pixels, labels, weights, 0.5, torch.Generator())
+        assert loss == 0.0
+        assert logits.shape == (4, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    trainer.step(pixels, labels, torch.ones(4), 0.5, torch.Generator())
+    assert not all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

@@ -18,7 +18,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from razor_ray import charts, comparison, images, model, schema, training, weights
+from razor_ray import charts, comparison, images, manifest, model, schema, training, weights
 from razor_ray.baselines import METHODS
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig
@@ -33,8 +33,6 @@ from razor_ray.stages.sample import random_ids
 _DECODE_BATCH = 256
 _CELLS = "cells"
 _VALIDATION_FRACTION = 0.1
-_PASS_IN_EPOCHS = 1 / 3
-"""A forward pass costs about a third of an epoch of training, which goes backward too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +325,7 @@ def _write(
     store: RunStore,
 ) -> str:
     lines = comparison.summarize(rows)
-    proxy = run.commit_facts("proxy")
-    cost = (proxy["metrics"]["epoch"] if proxy["trained"] else 0) + _PASS_IN_EPOCHS
+    cost = manifest.scoring_epochs(run.commit_facts("proxy"))
     text = comparison.markdown(lines, cost_epochs=cost, epochs=config.epochs, stability=stability)
     write_table(store.filesystem, store.path("compare.parquet"), pa.Table.from_pylist(rows))
     store.write_bytes("compare.md", text.encode())

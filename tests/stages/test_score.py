@@ -12,7 +12,8 @@ from razor_ray import hardness, images, model, schema
 from razor_ray.config import InputConfig, ScoreConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages.score import QuarantineError, check_quarantine, proxy_in_store, score
+from razor_ray.stages import ingest
+from razor_ray.stages.score import QuarantineError, Resources, Scorer, check_quarantine, proxy_in_store, score
 from tests.conftest import png, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,8 +38,30 @@ def scored(folder, path, *, num_workers=1, batch_size=32, max_quarantine_fractio
     return store, schema.check(table, schema.scores(128), "scores")
 
 
+def scored_here(folder, path, *, batch_size=32, **settings):
+    """The same by an actor's class in this process, which need not load torch anew: for what an actor does with a
+    piece, where pieces go to is not looked at. Scores by sample id."""
+    store = RunStore(str(folder))
+    put_proxy(store)
+    catalog = catalogs.build(InputConfig(path=str(path), **settings))
+    folders = {name: store.begin(name) for name in ("quarantine", "scores")}
+    resources = Resources(1, 1.0, 0.0, batch_size, "float32")
+    threads, cpus, io_threads = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
+    try:
+        scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders)
+        for piece in catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size):
+            scorer.score_piece(piece)
+    finally:
+        torch.set_num_threads(threads)
+        pa.set_cpu_count(cpus)
+        pa.set_io_thread_count(io_threads)
+    store.commit("scores", {})
+    table = store.read("scores").sort_by("sample_id").combine_chunks()
+    return schema.check(table, schema.scores(128), "scores")
+
+
 def test_agrees_with_a_plain_loop(tmp_path, digits):
-    _, table = scored(tmp_path / "run", write_shards(digits, tmp_path / "in", 3))
+    table = scored_here(tmp_path / "run", write_shards(digits, tmp_path / "in", 3))
     network = model.FeaturesAndLogits(put_proxy(RunStore(str(tmp_path / "run"))))
     pixels, reasons = images.decode_batch(digits["image"].to_pylist(), 8)
     assert not any(reasons)
@@ -64,7 +87,7 @@ def test_bit_identical_at_one_and_two_actors(tmp_path, digits):
 
 
 def test_id_column_names_the_samples(tmp_path, digits):
-    _, table = scored(tmp_path / "run", write_shards(digits, tmp_path / "in", 2), id_column="name")
+    table = scored_here(tmp_path / "run", write_shards(digits, tmp_path / "in", 2), id_column="name")
     assert table["key"].to_pylist() == digits["name"].to_pylist()
 
 
@@ -89,7 +112,7 @@ def test_bad_images_and_labels_are_quarantined_and_no_other_changes(tmp_path, di
     assert reasons[1:] == ["not an image", "no image bytes", "label is null", "label is not one of the classes"]
     assert "image" in reasons[0]
     assert table.num_rows == 395
-    _, clean = scored(tmp_path / "clean", write_shards(digits, tmp_path / "in", 2), class_names=names)
+    clean = scored_here(tmp_path / "clean", write_shards(digits, tmp_path / "in", 2), class_names=names)
     usable = np.isin(clean["sample_id"].to_numpy(), table["sample_id"].to_numpy())
     assert table.equals(clean.filter(pa.array(usable)))  # a bad row moves no other: the same bits
 
@@ -116,7 +139,7 @@ def test_ids_above_2_to_the_24_and_32(tmp_path):
     for shard in range(3):
         content = [png(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for _ in range(2)]
         pq.write_table(pa.table({"image": content, "label": [0, 1]}), folder / f"{shard}.parquet")
-    _, table = scored(tmp_path / "run", folder, class_names=tuple("0123456789"))
+    table = scored_here(tmp_path / "run", folder, class_names=tuple("0123456789"))
     assert table["sample_id"].to_pylist() == [0, 1, 2**32, 2**32 + 1, 2**33, 2**33 + 1]
 
 
