@@ -32,7 +32,7 @@ test: lint types ## lint, types, doctests and tests
 	@echo "== doctests: examples in razor_ray"
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
 	@echo "== tests: pytest"
-	@$(TEST_ENV) $(RUN) -m pytest --durations=10 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest --numprocesses=2 --dist=loadgroup --durations=10 --durations-min=5
 
 lint: setup ## ruff, check and format
 	@echo "== lint: ruff check, ruff format --check"

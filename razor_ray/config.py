@@ -327,6 +327,8 @@ class CompareConfig(LearningConfig):
     """Budgets."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of every choice and training."""
+    train_on_all: bool = True
+    """Train on everything too, once for each seed: the line that the methods are to reach."""
     budgets: tuple[Literal["epochs", "steps"], ...] = ("epochs",)
     """'epochs': a subset is trained on for as many epochs as everything is; 'steps': for as many steps."""
     weigh: WeighConfig = field(default_factory=WeighConfig)
@@ -410,7 +412,7 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
 
 _NO_EFFECT_ON_RESULTS = {
     *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs"),
-    *("methods", "keep_fractions", "seeds", "budgets", "other_runs"),
+    *("methods", "keep_fractions", "seeds", "budgets", "train_on_all", "other_runs"),
 }
 
 

@@ -70,7 +70,7 @@ def cells(config: CompareConfig) -> list[Cell]:
     """All cells of a comparison, those of the first seed first: what has been done is then of use at any time."""
     found = []
     for seed in config.seeds:
-        found.append(Cell(ALL, 1.0, "epochs", seed))
+        found += [Cell(ALL, 1.0, "epochs", seed)] if config.train_on_all else []
         found += [
             Cell(method, fraction, budget, seed)
             for budget in config.budgets

@@ -78,10 +78,9 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
 
 def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--other-runs", f"{run}/run"]
-    assert (
-        main(["compare", *paths, "--epochs", "1", "--keep-fractions", "0.5", "--methods", "random", "--seeds", "0"])
-        == 0
-    )
+    options = ["--epochs", "1", "--keep-fractions", "0.5", "--methods", "random", "--seeds", "0", "--no-train-on-all"]
+    assert main(["compare", *paths, *options]) == 0
+    assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == ["random-0.5-epochs-0.json"]
     row = json.loads((tmp_path / "out" / "cells" / "random-0.5-epochs-0.json").read_text())
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
     aside = comparing.validation_mask(samples)
