@@ -10,7 +10,7 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types wheel clean
+.PHONY: help setup demo test test-ray test-others lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,10 +29,15 @@ demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
 	@$(RUN) jobs/demo.py
 
 test: lint types ## lint, types, doctests and tests
-	@echo "== doctests: examples in razor_ray"
+	@echo "== tests: pytest, those that need Ray (which mostly wait) beside the others and the doctests"
+	@$(MAKE) --no-print-directory -j2 test-ray test-others
+
+test-ray: setup
+	@$(TEST_ENV) $(RUN) -m pytest -m ray --durations=10 --durations-min=5
+
+test-others: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q -m "not ray"
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
-	@echo "== tests: pytest"
-	@$(TEST_ENV) $(RUN) -m pytest --numprocesses=2 --dist=loadgroup --durations=10 --durations-min=5
 
 lint: setup ## ruff, check and format
 	@echo "== lint: ruff check, ruff format --check"

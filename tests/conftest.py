@@ -27,12 +27,10 @@ os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # wh
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist: what needs Ray runs in one process, over one Ray, and the rest beside it."""
-    for item in items:
-        if "ray_session" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """So that `make test` can run what needs Ray, which mostly waits, and the rest side by side."""
+    if "ray_session" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.ray)
 
 
 @pytest.fixture(scope="session")
