@@ -316,6 +316,12 @@ def test_fit_learns_and_its_seed_decides():
     assert trained(1, 5)[1] != trained(0, 5)[1]
 
 
+def test_bf16_learns_too_and_rounds_as_bf16_does():
+    network, loss = trained(0, 30, precision="bf16")
+    assert network.accuracy == 1.0
+    assert loss != trained(0, 30)[1]  # it is another arithmetic
+
+
 def test_fit_makes_as_many_steps_as_asked(monkeypatch):
     from razor_ray import training
 

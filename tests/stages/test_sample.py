@@ -1,9 +1,12 @@
 """Same scores, same selection: bit for bit, however the scores are cut, ordered or named."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import ray
 
 from razor_ray import sampling, schema
 from razor_ray.config import InputConfig, PruneConfig, SampleConfig, ScoreConfig, WeighConfig
@@ -27,6 +30,18 @@ def select(folder, table, num_files=3, order=None, **settings) -> pa.Table:
     sample(store, weigh.read(store), config)
     selection = schema.check(store.read("selection"), schema.SELECTION, "selection")
     return selection.sort_by("sample_id").combine_chunks()
+
+
+@contextmanager
+def one_worker():
+    """Leave Ray one CPU, so that tasks run one after the other."""
+    taken = ray.util.placement_group([{"CPU": 1}] * (int(ray.cluster_resources()["CPU"]) - 1))
+    ray.get(taken.ready())
+    try:
+        assert ray.available_resources().get("CPU", 0) <= 1
+        yield
+    finally:
+        ray.util.remove_placement_group(taken)
 
 
 def test_selection_is_exact_and_complete(tmp_path):
@@ -54,6 +69,8 @@ def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypa
     assert select(tmp_path / "3", table, 3, [2, 0, 1]).equals(one)
     assert select(tmp_path / "7", table, 7).equals(one)
     assert select(tmp_path / "shuffled", shuffled, 4).equals(one)
+    with one_worker():
+        assert select(tmp_path / "one-worker", table, 5).equals(one)
     monkeypatch.setattr(runtime, "num_cpus", lambda: 7)  # more tasks in flight, other groups of files
     assert select(tmp_path / "workers", table, 5).equals(one)
 
