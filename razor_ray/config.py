@@ -264,7 +264,7 @@ class LearningConfig:
     label_smoothing: float = 0.0
     """In [0, 1)."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """'auto': bf16 autocast on GPUs, float32 on CPUs."""
+    """'auto': bf16 autocast on GPUs and on CPUs that multiply it natively, else float32."""
 
     def __post_init__(self) -> None:
         _check_at_least("epochs", self.epochs, 1)

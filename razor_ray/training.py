@@ -237,10 +237,14 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """'auto' resolved: bf16 on GPUs."""
+    """'auto' resolved: bf16 on GPUs, and on CPUs that multiply it natively (elsewhere it is emulated, and slow)."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" else "float32"
+    return "bf16" if device.type == "cuda" or _cpu_has_bf16() else "float32"
+
+
+def _cpu_has_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:

@@ -19,6 +19,7 @@ from razor_ray.training import (
     Trainer,
     choose_batch_size,
     choose_learning_rate,
+    choose_precision,
     classification_metrics,
     confusion_matrix,
     fit,
@@ -319,7 +320,23 @@ def test_fit_learns_and_its_seed_decides():
 def test_bf16_learns_too_and_rounds_as_bf16_does():
     network, loss = trained(0, 30, precision="bf16")
     assert network.accuracy == 1.0
-    assert loss != trained(0, 30)[1]  # it is another arithmetic
+    assert loss != trained(0, 30, precision="float32")[1]  # it is another arithmetic
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cpu_has_bf16", "chosen"),
+    [
+        ("auto", "cuda", False, "bf16"),
+        ("auto", "cpu", True, "bf16"),
+        ("auto", "cpu", False, "float32"),
+        ("float32", "cuda", True, "float32"),
+        ("bf16", "cpu", False, "bf16"),
+    ],
+)
+def test_bf16_is_chosen_where_it_is_fast(monkeypatch, asked, device, cpu_has_bf16, chosen):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: cpu_has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose_precision(asked, torch.device(device)) == chosen
 
 
 def test_fit_makes_as_many_steps_as_asked(monkeypatch):

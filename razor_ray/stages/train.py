@@ -62,7 +62,6 @@ class Task:
     is_cached: bool
     is_eval_cached: bool
     use_gpu: bool
-    precision: str
     filesystem: pafs.FileSystem
     folder: str
     """Where metrics.jsonl and the model go, in the filesystem."""
@@ -224,7 +223,6 @@ def _task(
         is_cached=num_samples * stored**2 * 3 / workers <= cache_bytes,
         is_eval_cached=num_eval * size**2 * 3 / workers <= cache_bytes,
         use_gpu=gpus > 0,
-        precision=("bf16" if gpus else "float32") if config.precision == "auto" else config.precision,
         filesystem=store.filesystem,
         folder=store.path(folder),
         initial_weights=_copy_weights(config, store, folder),
@@ -315,6 +313,7 @@ class _Worker:
         context = ray.train.get_context()
         self.task, self.rank = task, context.get_world_rank()
         self.device = ray.train.torch.get_device()
+        self.precision = training.choose_precision(task.config.precision, self.device)
         if self.device.type == "cpu":
             # Ray limits a worker's threads to the CPUs it reserved, but nothing else computes while it trains.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -332,7 +331,7 @@ class _Worker:
             task.config,
             learning_rate=task.learning_rate,
             image_size=task.image_size,
-            precision=task.precision,
+            precision=self.precision,
             device=self.device,
             num_workers=task.num_workers,
         )
@@ -396,7 +395,7 @@ class _Worker:
     def _evaluate(self) -> dict[str, Any]:
         self.plain.eval()
         confusion = torch.zeros(len(self.task.class_names), len(self.task.class_names), dtype=torch.float64)
-        with torch.inference_mode(), training.autocast(self.device, self.task.precision):
+        with torch.inference_mode(), training.autocast(self.device, self.precision):
             for batch in self.eval_feed.batches(None) if self.eval_feed else ():
                 logits = self.plain(images.normalize(batch["pixels"].to(self.device)))
                 found = training.confusion_matrix(batch["label"], logits.argmax(1).cpu(), len(confusion))
@@ -442,6 +441,7 @@ class _Worker:
             "arch": self.task.arch,
             "class_names": list(self.task.class_names),
             "image_size": self.task.image_size,
+            "precision": self.precision,
         }
         state = io.BytesIO()
         torch.save(self._state(), state)

@@ -15,6 +15,7 @@ from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
+from razor_ray.training import predict
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -70,8 +71,8 @@ def test_it_learns_and_writes_what_it_says(split, tmp_path):
     model.load_weights(network, (tmp_path / "run/train/model.safetensors").read_bytes(), "model.safetensors")
     held_out = pq.read_table(split / "test")
     pixels, _ = images.decode_batch(held_out["image"].to_pylist(), description["image_size"])
-    with torch.inference_mode():
-        predicted = network.eval()(images.normalize(torch.from_numpy(pixels))).argmax(1).numpy()
+    precision = description["precision"]
+    predicted = predict(network, torch.from_numpy(pixels), precision=precision, device=torch.device("cpu")).numpy()
     assert np.mean(predicted == np.array(held_out["label"].to_pylist())) == pytest.approx(last["accuracy"])
 
 
