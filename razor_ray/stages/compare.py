@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import ray
 import torch
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ _CELLS = "cells"
 _VALIDATION_FRACTION = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, order=True, slots=True)
 class Cell:
     """One training of the comparison."""
 
@@ -93,7 +94,7 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     held_out : Catalog or None
         Images to measure on; without them a part of the input is set aside for it.
     store : RunStore
-        Gets `cells/`, compare.parquet, compare.md and compare.svg.
+        Gets `cells/`, compare.parquet, compare.md and compare.svg. Cells of earlier calls are told of too.
 
     Returns
     -------
@@ -105,9 +106,8 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     ValueError
         If a method is not known or needs a score that the run has not, or the images fit no memory.
     """
-    wanted = cells(config)
-    done = {cell: row for cell in wanted if (row := store.read_json(f"{_CELLS}/{cell.name}.json")) is not None}
-    missing = [cell for cell in wanted if cell not in done]
+    done = _done(store)
+    missing = [cell for cell in cells(config) if cell not in done]
     samples, sample_id = read_samples(run, config.hardness)
     if missing:
         _check_methods(config, samples)
@@ -118,9 +118,21 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
                 done[cell] = row
                 note = f"{cell.method} at {100 * cell.keep_fraction:g} %: {row['accuracy']:.2%}"
                 progress.advance(1, note)
-                _write(config, run, [done[cell] for cell in wanted if cell in done], {}, store)
+                _write(config, run, _sorted(done), {}, store)
     stability = {uri: _stability(samples, sample_id, RunStore(uri)) for uri in config.other_runs}
-    return _write(config, run, [done[cell] for cell in wanted], stability, store)
+    return _write(config, run, _sorted(done), stability, store)
+
+
+def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [done[cell] for cell in sorted(done)]
+
+
+def _done(store: RunStore) -> dict[Cell, dict[str, Any]]:
+    """What the folder holds, whoever asked for it: one comparison may be made of several calls."""
+    found = store.filesystem.get_file_info(pafs.FileSelector(store.path(_CELLS), allow_not_found=True))
+    names = sorted(info.base_name for info in found if info.base_name.endswith(".json") and info.base_name[0] != "_")
+    rows = [store.read_json(f"{_CELLS}/{name}") for name in names]
+    return {Cell(row["method"], row["keep_fraction"], row["budget"], row["seed"]): row for row in rows if row}
 
 
 def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArray[np.int64]]:

@@ -70,6 +70,9 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     # More may be asked for later; another training may not.
     assert main([*arguments, "--budgets", "epochs", "steps", "--methods", "hardest", "--seeds", "0"]) == 0
     assert len(trained) == 1 + 4
+    told = pq.read_table(tmp_path / "out" / "compare.parquet")
+    assert told.num_rows == table.num_rows + 4  # what was asked for before stands beside it
+    assert set(told["method"].to_pylist()) == {"all", "razor", "random", "hardest"}
     steps = json.loads((tmp_path / "out" / "cells" / "hardest-0.2-steps-0.json").read_text())
     assert steps["num_steps"] == rows["all", 1.0, 0]["num_steps"]
     assert main([*arguments, "--epochs", "3"]) == 2
