@@ -79,6 +79,12 @@ def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return ((pixels.to(torch.float32) - mean) * scale).permute(0, 3, 1, 2).to(dtype)
 
 
+def denormalize(images: Tensor) -> Tensor:
+    """Values in 0..1 of normalised images (B, 3, S, S)."""
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (_MEAN, _STD))
+    return images * std + mean
+
+
 def random_crop(images: Tensor, size: int, generator: torch.Generator, *, flip: bool = False) -> Tensor:
     """A random crop of each image, after padding by an eighth if the images are no larger than the crop.
 

