@@ -61,6 +61,7 @@ def sample_class(
     quota: int,
     seed: int,
     label: int,
+    contradicted_fraction: float,
     wrong_label_fraction: float,
     settings: SampleConfig,
     tie_break: NDArray[np.integer] | None = None,
@@ -89,6 +90,8 @@ def sample_class(
         0..2^63-1.
     label : int
         Of the class; with `seed` it starts k-means, and errors name it.
+    contradicted_fraction : float
+        In [0, 1], from `contradicted_fraction`; for tail 'auto'.
     wrong_label_fraction : float
         In [0, 1], from `estimate_wrong_labels`; for tail 'auto' with the noise guard on.
     settings : SampleConfig
@@ -116,12 +119,13 @@ def sample_class(
         raise ValueError(
             f"{where} has {len(hardness)} samples, got a quota of {quota}. Quotas come from weights.class_quotas."
         )
-    if not 0 <= wrong_label_fraction <= 1:
-        raise ValueError(f"{where}: wrong_label_fraction must be in [0, 1], got {wrong_label_fraction}.")
+    for name, fraction in (("contradicted", contradicted_fraction), ("wrong_label", wrong_label_fraction)):
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{where}: {name}_fraction must be in [0, 1], got {fraction}.")
     if settings.clustering == "kmeans":
         check_embedding(embedding, where)
     order = _canonical_order(ids, tie_break, where)  # (n,)
-    tail_size = _tail_size(hardness, quota, wrong_label_fraction, settings)
+    tail_size = _tail_size(hardness, quota, contradicted_fraction, wrong_label_fraction, settings)
     canonical = _sample_class(hardness, embedding, ids, order, quota, tail_size, seed, label, settings, floor_bound)
     place = np.empty_like(order)  # (n,) from canonical order back to the caller's
     place[order] = np.arange(len(order))
@@ -301,29 +305,53 @@ def _density_weights(hardness: NDArray[np.float64], gamma: float, num_bins: int 
     return np.maximum((sparsest / counts) ** gamma, 1e-100)[bins]
 
 
-def tail_fraction(keep_fraction: float, wrong_label_fraction: float) -> float:
+def tail_fraction(keep_fraction: float, contradicted_fraction: float, wrong_label_fraction: float = 0.0) -> float:
     """Share of a class to set aside as its hardest tail, for tail 'auto'. Ours.
 
-    max(min(0.5, 0.03 / keep_fraction), wrong_label_fraction): 0.30 when 10 % are kept and 0.10 when 30 % are, the two
-    points measured on CIFAR-10; the curve between and beyond them is a guess.
+    max(min(0.5, 2 (1 - r)^2 e), w), with r the fraction that is kept, e the share of the class that the proxy
+    contradicts and w the estimated share of wrong labels: what cannot be learnt from few samples is about twice what
+    the proxy could not learn from all of them, and ever less of it the more is kept. A tail that does not ask the proxy
+    is too long on easy data and too short on hard (docs/experiments.md).
 
     Parameters
     ----------
     keep_fraction : float
         Of this class, in (0, 1].
+    contradicted_fraction : float
+        In [0, 1], from the function of this name.
     wrong_label_fraction : float
         In [0, 1], from `estimate_wrong_labels`; 0 if not known.
 
     Returns
     -------
     float
-        In (0, 1]. `sample_class` shortens the tail where it would eat into the quota.
+        In [0, 1]. `sample_class` shortens the tail where it would eat into the quota.
     """
     if not 0 < keep_fraction <= 1:
         raise ValueError(f"keep_fraction must be in (0, 1], got {keep_fraction}. It is the fraction to keep.")
-    if not 0 <= wrong_label_fraction <= 1:
-        raise ValueError(f"wrong_label_fraction must be in [0, 1], got {wrong_label_fraction}.")
-    return max(min(_MAX_TAIL_FRACTION, 0.03 / keep_fraction), wrong_label_fraction)
+    for name, fraction in (("contradicted", contradicted_fraction), ("wrong_label", wrong_label_fraction)):
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"{name}_fraction must be in [0, 1], got {fraction}.")
+    out_of_reach = 2 * (1 - keep_fraction) ** 2 * contradicted_fraction
+    return max(min(_MAX_TAIL_FRACTION, out_of_reach), wrong_label_fraction)
+
+
+def contradicted_fraction(margin: NDArray[np.floating]) -> float:
+    """Share of a class's samples for which the proxy prefers another class.
+
+    Parameters
+    ----------
+    margin : ndarray of shape (n,)
+        Above 0 where some other class is ahead of the sample's own: the score `aum`, over all epochs of a proxy that
+        was trained in the run, or `margin`, of one pass. Finite.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 for an empty class.
+    """
+    margin = as_scores(margin, "contradicted_fraction")
+    return float(np.count_nonzero(margin > 0) / max(len(margin), 1))
 
 
 def estimate_wrong_labels(loss: NDArray[np.floating], margin: NDArray[np.floating]) -> float:
@@ -370,13 +398,19 @@ def _gamma(settings: SampleConfig) -> float:
     return _AUTO_GAMMA if settings.gamma == "auto" else settings.gamma
 
 
-def _tail_size(hardness: NDArray[np.float64], quota: int, wrong_label_fraction: float, settings: SampleConfig) -> int:
+def _tail_size(
+    hardness: NDArray[np.float64],
+    quota: int,
+    contradicted: float,
+    wrong_labels: float,
+    settings: SampleConfig,
+) -> int:
     """Number of samples to set aside, between 0 and n - quota."""
     num_samples = len(hardness)
     if quota == 0 or hardness.min() == hardness.max():
         return 0
     if settings.tail == "auto":
-        fraction = tail_fraction(quota / num_samples, wrong_label_fraction if settings.noise_guard else 0.0)
+        fraction = tail_fraction(quota / num_samples, contradicted, wrong_labels if settings.noise_guard else 0.0)
     else:
         fraction = settings.tail
     # 1e-9: 0.29 * 100 is 28.999999999999996, and means 29.

@@ -5,6 +5,8 @@ The names of columns are written in this file only.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -80,6 +82,11 @@ but Hugging Face `datasets` takes a column for an image or a class only if its f
 DYNAMICS_NAMES = ("mean_el2n", "mean_p", "dyn_unc", "dual", "aum", "forgetting")
 """Float columns that `scores/` has too if the proxy was trained in the run: of the epochs of that training. Higher =
 harder, but for `mean_p`."""
+
+
+def average_margin(columns: Collection[str]) -> str:
+    """The column of `scores/` that says how far another class is ahead: over the epochs, or else in one pass."""
+    return "aum" if "aum" in columns else "margin"
 
 
 def scores(embedding_size: int, *, with_dynamics: bool = False, num_rounds: int = 0) -> pa.Schema:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from razor_ray import sampling, weights
+from razor_ray import sampling, schema, weights
 from razor_ray.config import SampleConfig, WeighConfig
 
 
@@ -122,6 +122,7 @@ def gamma_razor(
         config=weigh,
     )
     hardness = samples.column(samples.hardness)
+    average_margin = samples.column(schema.average_margin(samples.scores))
     keep = np.zeros(len(samples.ids), bool)
     for (label, rows), quota in zip(classes, shares.quota, strict=True):
         keep[rows] = sampling.sample_class(
@@ -131,6 +132,7 @@ def gamma_razor(
             quota=int(quota),
             seed=seed,
             label=label,
+            contradicted_fraction=sampling.contradicted_fraction(average_margin[rows]),
             wrong_label_fraction=sampling.estimate_wrong_labels(loss[rows], margin[rows]),
             settings=sample,
         ).keep

@@ -22,6 +22,7 @@ from razor_ray.sampling import (
     OVER_QUOTA,
     REASONS,
     ClassSample,
+    contradicted_fraction,
     density_weights,
     draw_keys,
     estimate_wrong_labels,
@@ -37,7 +38,7 @@ def sample(hardness, quota, config=PLAIN, embedding=None, ids=None, **kwargs) ->
     """`sample_class` with the arguments that a test does not care about."""
     hardness = np.asarray(hardness, np.float32)
     ids = np.arange(len(hardness)) if ids is None else ids
-    arguments = {"seed": 0, "label": 0, "wrong_label_fraction": 0.0} | kwargs
+    arguments = {"seed": 0, "label": 0, "contradicted_fraction": 0.0, "wrong_label_fraction": 0.0} | kwargs
     return sample_class(hardness=hardness, embedding=embedding, ids=ids, quota=quota, settings=config, **arguments)
 
 
@@ -170,30 +171,42 @@ def test_density_refuses(gamma, num_bins, match):
 
 
 def test_tail_fraction_by_hand():
-    assert_allclose(tail_fraction(0.1, 0.0), 0.30)
-    assert_allclose(tail_fraction(0.3, 0.0), 0.10)
-    assert_allclose(tail_fraction(0.01, 0.0), 0.50)
-    assert_allclose(tail_fraction(0.3, 0.25), 0.25)
+    # 2 (1 - r)^2 e: 2 x 0.81 x 0.2, 2 x 0.49 x 0.2, 2 x 0.25 x 0.2, and nothing where all is kept.
+    assert_allclose([tail_fraction(keep, 0.2) for keep in (0.1, 0.3, 0.5, 1.0)], [0.324, 0.196, 0.1, 0.0])
+    assert_allclose(tail_fraction(0.1, 0.6), 0.5)  # never more than half for being out of reach
+    assert_allclose(tail_fraction(0.1, 0.0), 0.0)
+    assert_allclose(tail_fraction(0.3, 0.1, 0.25), 0.25)
+    assert_allclose(tail_fraction(0.1, 0.1, 0.7), 0.7)
 
 
-@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1))
-def test_tail_fraction_grows_as_the_budget_falls(one, other, wrong):
+@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_tail_fraction_grows_as_the_budget_falls_and_with_what_is_contradicted(one, other, wrong, some, more):
     low, high = sorted((one, other))
-    assert tail_fraction(low, wrong) >= tail_fraction(high, wrong) >= wrong
+    some, more = sorted((some, more))
+    assert 1 >= tail_fraction(low, some, wrong) >= tail_fraction(high, some, wrong) >= wrong
+    assert tail_fraction(low, more, wrong) >= tail_fraction(low, some, wrong)
+
+
+def test_contradicted_fraction_by_hand():
+    assert contradicted_fraction(np.array([-1.0, 0.0, 0.1, 3.0, -0.2])) == 2 / 5
+    assert contradicted_fraction(np.zeros(0)) == 0.0
+    with pytest.raises(ValueError, match="NaN"):
+        contradicted_fraction(np.array([np.nan]))
 
 
 @pytest.mark.parametrize(
-    ("keep", "wrong", "match"),
+    ("keep", "contradicted", "wrong", "match"),
     [
-        (0.0, 0.0, "keep_fraction"),
-        (30, 0.0, "keep_fraction"),
-        (0.3, 1.1, "wrong_label_fraction"),
-        (0.3, np.nan, "wrong_label_fraction"),
+        (0.0, 0.0, 0.0, "keep_fraction"),
+        (30, 0.0, 0.0, "keep_fraction"),
+        (0.3, 1.1, 0.0, "contradicted_fraction"),
+        (0.3, 0.0, 1.1, "wrong_label_fraction"),
+        (0.3, 0.0, np.nan, "wrong_label_fraction"),
     ],
 )
-def test_tail_fraction_refuses(keep, wrong, match):
+def test_tail_fraction_refuses(keep, contradicted, wrong, match):
     with pytest.raises(ValueError, match=f"{match} must be in"):
-        tail_fraction(keep, wrong)
+        tail_fraction(keep, contradicted, wrong)
 
 
 def test_wrong_labels_by_hand():
@@ -266,14 +279,14 @@ def test_tail_gives_way_to_the_quota():
 @pytest.mark.parametrize(
     ("config", "num_noise"),
     [
-        (SampleConfig(clustering="none"), 40),  # the estimate, 40 %, is above 0.03 / 0.1
-        (SampleConfig(clustering="none", noise_guard=False), 30),
+        (SampleConfig(clustering="none"), 40),  # the estimate, 40 %, is above 2 x 0.9^2 x 0.2
+        (SampleConfig(clustering="none", noise_guard=False), 32),
         (SampleConfig(clustering="none", tail=0.2), 20),
         (SampleConfig(clustering="none", tail=0.0), 0),
     ],
 )
 def test_tail_auto_is_at_least_the_share_of_wrong_labels(config, num_noise):
-    result = sample(np.arange(100), 10, config, wrong_label_fraction=0.4)
+    result = sample(np.arange(100), 10, config, contradicted_fraction=0.2, wrong_label_fraction=0.4)
     assert np.count_nonzero(result.reason == NOISE) == num_noise
 
 
@@ -373,13 +386,14 @@ def test_equal_hardness_is_a_uniform_draw():
         ({"ids": np.arange(2)}, "one row per sample"),
         ({"seed": -1}, "seed"),
         ({"wrong_label_fraction": np.nan}, "wrong_label_fraction"),
+        ({"contradicted_fraction": -0.1}, "contradicted_fraction"),
         ({"settings": SampleConfig()}, "needs embeddings"),
     ],
 )
 def test_class_refuses(change, match):
     arguments = {
         "hardness": np.arange(3.0), "embedding": None, "ids": np.arange(3), "quota": 1, "seed": 0, "label": 3,
-        "wrong_label_fraction": 0.0, "settings": PLAIN,
+        "contradicted_fraction": 0.0, "wrong_label_fraction": 0.0, "settings": PLAIN,
     }  # fmt: skip
     with pytest.raises(ValueError, match=match):
         sample_class(**arguments | change)
@@ -409,6 +423,7 @@ def classes(draw):
         "quota": draw(st.integers(0, num_samples)),
         "seed": draw(st.integers(0, 2**63 - 1)),
         "label": draw(st.integers(0, 999)),
+        "contradicted_fraction": draw(st.sampled_from([0.0, 0.2, 1.0])),
         "wrong_label_fraction": draw(st.sampled_from([0.0, 0.05, 0.5])),
         "floor_bound": draw(st.booleans()),
         "settings": SampleConfig(
