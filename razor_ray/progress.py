@@ -31,6 +31,7 @@ class Progress:
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
+        self.skipped = 0
         self.note = ""
         self._stream = stream
         self._started = self._last_line = time.monotonic()
@@ -45,6 +46,11 @@ class Progress:
             self._last_line = now
             self._write(self._line(now), end="" if self._is_terminal else "\n")
 
+    def skip(self, count: int) -> None:
+        """Count some as done that an earlier attempt did: they tell nothing of the rate."""
+        self.done += count
+        self.skipped += count
+
     def finish(self, summary: str = "") -> None:
         """The stage's last line."""
         seconds = time.monotonic() - self._started
@@ -58,7 +64,7 @@ class Progress:
 
     def _line(self, now: float) -> str:
         seconds = now - self._started
-        rate = self.done / seconds if seconds > 0 else 0.0
+        rate = (self.done - self.skipped) / seconds if seconds > 0 else 0.0
         of_total = f" of {self.total:,} ({self.done / self.total:.0%})" if self.total else ""
         left = f", {_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
         note = f", {self.note}" if self.note else ""
