@@ -21,6 +21,7 @@ import razor_ray
 from razor_ray import config as configuration
 from razor_ray import sources
 from razor_ray.config import AnyConfig, CompareConfig, PruneConfig, TrainConfig, to_dict
+from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import CONFIG, open_filesystem
 
 _USAGE = """usage: razor-ray <verb> [options]
@@ -106,6 +107,9 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"razor-ray {verb}: {_explain(error)}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else 2
+    except StoppedError as error:
+        print(f"razor-ray {verb}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         print(f"\nrazor-ray {verb}: stopped. The same command goes on from what is finished.", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)

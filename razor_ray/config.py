@@ -211,6 +211,8 @@ class PruneConfig:
     """Write the losses of all rounds into scores/, a list for each sample."""
     max_quarantine_fraction: float = 0.01
     """Stop if more than this fraction of the images cannot be used."""
+    stall_timeout: float = 1800.0
+    """Stop if no sample was finished in so many seconds; an autoscaler's nodes must come in that time."""
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     """The model that scores."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -226,6 +228,7 @@ class PruneConfig:
             raise ValueError("output must name the run's folder, got an empty path.")
         if not 0 <= self.max_quarantine_fraction <= 1:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
+        _check_stall_timeout(self.stall_timeout)
         _check_at_least("rounds", self.rounds, 1)
         _check_at_least("full_epochs", self.full_epochs, 1)
         if self.rounds > 1 and self.proxy.weights:
@@ -295,6 +298,8 @@ class TrainConfig(LearningConfig):
     """Keep the decoded images of a worker in memory when they fit in this; larger data is streamed in every epoch."""
     seed: int = 0
     """Of initialisation, shuffling and augmentation."""
+    stall_timeout: float = 1800.0
+    """Stop if no sample was finished in so many seconds; an autoscaler's nodes must come in that time."""
 
     def __post_init__(self) -> None:
         LearningConfig.__post_init__(self)
@@ -304,6 +309,7 @@ class TrainConfig(LearningConfig):
             raise ValueError("output must name a folder for the checkpoint, got an empty path.")
         if not 0 <= self.cache_gib < math.inf:
             raise ValueError(f"cache_gib must be at least 0 and finite, got {self.cache_gib}.")
+        _check_stall_timeout(self.stall_timeout)
         _check_seed(self.seed)
 
 
@@ -411,7 +417,7 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
 
 
 _NO_EFFECT_ON_RESULTS = {
-    *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs"),
+    *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs", "stall_timeout"),
     *("methods", "keep_fractions", "seeds", "budgets", "train_on_all", "other_runs"),
 }
 
@@ -456,6 +462,11 @@ def _check_at_least(name: str, value: int, least: int) -> None:
 def _check_learning_rate(name: str, value: float | Auto) -> None:
     if value != "auto" and not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def _check_stall_timeout(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"stall_timeout must be positive and finite, got {seconds}. It is in seconds.")
 
 
 def _check_seed(seed: int) -> None:

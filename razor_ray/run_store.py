@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,8 @@ class RunStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.filesystem, self.root = open_filesystem(uri)
+        self.confirm: Callable[[], None] = lambda: None
+        """Called before a stage begins and before it commits; raises if the folder is another run's by now."""
 
     def path(self, *names: str) -> str:
         """A path in the store's filesystem."""
@@ -124,6 +126,7 @@ class RunStore:
         keep : collection of str
             Names that mean the same content whoever wrote it: the new attempt goes on from those that are there.
         """
+        self.confirm()
         work, final = self._work(stage), self.path(stage)
         self._delete_file(f"{final}/{COMMIT}")  # first: what is taken apart below is no stage any more
         if work != final and keep and not self._exists(work) and self._exists(final):
@@ -158,6 +161,7 @@ class RunStore:
         names : collection of str, optional
             The stage's files; without it all that were finished. Others are deleted.
         """
+        self.confirm()
         work = self._work(stage)
         kept = sorted(self.finished(stage) if names is None else names)
         for leftover in set(self._list(work)).difference(kept):
@@ -173,6 +177,7 @@ class RunStore:
 
     def seal(self, stage: str, facts: dict[str, Any]) -> None:
         """Commit a stage whose files were written in their place, one by one: only the commit file makes them its."""
+        self.confirm()
         self.write_json(f"{stage}/{COMMIT}", facts)
 
     def drop(self, stage: str) -> None:
@@ -182,6 +187,11 @@ class RunStore:
     def discard(self, name: str) -> None:
         """Delete a folder of the run, if it is there."""
         self._delete_dir(self.path(name))
+
+    def discard_if_empty(self) -> None:
+        """Delete the run's folder if nothing is in it, so that a run that could not begin leaves nothing behind."""
+        if not self._list(self.root):
+            self._delete_dir(self.root)
 
     def files(self, stage: str) -> list[str]:
         """Paths of a committed stage's Parquet files, sorted by name."""

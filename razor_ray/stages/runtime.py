@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -24,6 +25,8 @@ _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
 
 _private = False
+_in_flight: Counter[str] = Counter()
+"""Tasks of `run_tasks` that have not ended, by name."""
 
 
 @contextmanager
@@ -197,14 +200,30 @@ def run_tasks(
             # Asked anew each time: an autoscaling cluster grows while it works.
             while len(pending) < 2 * num_cpus() + 2 and (call := next(calls, None)) is not None:
                 pending[task.remote(*call[1])] = call[0]
+            _in_flight[name] = len(pending)
             if not pending:
                 return
             ready, _ = ray.wait(list(pending), num_returns=1)
             for ref in ready:
                 yield pending.pop(ref), _get(ref)
     finally:
+        del _in_flight[name]
         for ref in pending:
             ray.cancel(ref)
+
+
+def in_flight() -> str:
+    """Tasks that have not ended, in words; empty if there are none."""
+    return ", ".join(f"{count} of {name!r}" for name, count in sorted(_in_flight.items()))
+
+
+def resources() -> str:
+    """What the cluster has now, and what of it is free, in words."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU")]
+    memory = f"{has.get('memory', 0) / 2**30:.1f} GiB ({free.get('memory', 0) / 2**30:.1f} free)"
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return f"{', '.join(parts)} and {memory} of memory on {num_nodes} node{'' if num_nodes == 1 else 's'}"
 
 
 def _get(ref: Any) -> Any:

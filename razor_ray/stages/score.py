@@ -87,6 +87,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
     with stage("score", catalog.num_samples) as progress:
+        progress.waiting_for = _asked(resources, len(missing))
         progress.skip(catalog.num_samples - sum(piece.num_rows for piece in missing))
         check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction)
         for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
@@ -148,10 +149,25 @@ def _score_pieces(
         ),
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
-        # No more than a CPU's share of the memory, lest a small machine could start no actor at all.
-        memory=min(_ACTOR_GIB * 2**30, int(0.8 * runtime.memory_per_cpu())) or None,
+        memory=_actor_bytes() or None,
     )
     yield from summaries.iter_rows()
+
+
+def _actor_bytes() -> int:
+    """Memory that an actor declares.
+
+    No more than a CPU's share, lest a small machine could start no actor at all.
+    """
+    return min(_ACTOR_GIB * 2**30, int(0.8 * runtime.memory_per_cpu()))
+
+
+def _asked(resources: Resources, num_pieces: int) -> str:
+    """What the pool needs, in words."""
+    each = f"{resources.num_cpus:g} CPU, {resources.num_gpus:g} GPU and {_actor_bytes() / 2**30:.1f} GiB each"
+    num_actors = min(resources.num_workers, num_pieces)
+    in_flight = min(num_pieces, num_actors * _PIECES_IN_FLIGHT)
+    return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"
 
 
 def _count_reasons(store: RunStore, folder: str) -> Counter[str]:
