@@ -18,11 +18,11 @@ from razor_ray.progress import say
 from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, ispl, runtime, watchdog
+from razor_ray.stages import dynamics, ispl, preflight, runtime, watchdog
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import Proxy, check_quarantine, proxy_in_store, score
+from razor_ray.stages.score import Proxy, check_quarantine, check_resources, proxy_in_store, score
 from razor_ray.stages.subset import write_subset
 
 _INPUT = "_input.json"
@@ -50,6 +50,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     store.check_free(config)
     with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
+        preflight.check_places(store, sources.find(config.input))
         stages.once("catalog", lambda: _begin(config, store))
         catalog = catalogs.read(config.input, store)
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
@@ -94,6 +95,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             eval_input = config.eval.as_input()
             held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
             _network(config.model, catalog)
+            training.check_resources(config)
+            preflight.check_places(store, catalog.source)
             store.claim(config)  # only now: a request that cannot be met leaves no folder behind
             _check_same_input(store, catalog)
             result = training.train(config, catalog, held_out, store, "train", "train")
@@ -189,7 +192,9 @@ def _begin(config: PruneConfig, store: RunStore) -> None:
     """
     catalog = catalogs.build(config.input)
     _check_budget(config, catalog)
-    _network(config.proxy, catalog)
+    _, _, network = _network(config.proxy, catalog)
+    preflight.check_space(catalog, network, config.keep_fraction, store)
+    check_resources(config.score, config.proxy.device)
     store.claim(config)
     catalogs.write(catalog, store)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -278,7 +279,7 @@ def _aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
         yield path
         return
     folder, _, name = path.rpartition("/")
-    target = f"{folder}/_{name}.{os.getpid()}"
+    target = f"{folder}/_{name}.{uuid.uuid4().hex[:12]}"  # a process id would not differ among containers
     try:
         yield target
         with open(target, "rb") as written:

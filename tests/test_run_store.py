@@ -280,7 +280,6 @@ def test_what_a_killed_worker_left_does_not_spoil_the_stage(store, monkeypatch):
             raise KeyboardInterrupt
 
         patch.setattr(run_store.pq, "write_table", stop_half_way)
-        patch.setattr(run_store.os, "getpid", lambda: 1234567)
         with pytest.raises(KeyboardInterrupt):
             write_table(store.filesystem, f"{folder}/a.parquet", TABLE)
     write_table(store.filesystem, f"{folder}/a.parquet", TABLE)

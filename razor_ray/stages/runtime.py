@@ -149,6 +149,21 @@ def memory_per_cpu() -> int:
     return int(max(shares, default=0))
 
 
+def node_shapes() -> tuple[list[dict[str, float]], bool]:
+    """Resources of each node that is up or that the autoscaler may start, and whether these are all there can be.
+
+    A cluster whose autoscaler does not say what it may start could start anything.
+    """
+    shapes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if is_private():
+        return shapes, True
+    # As Ray Train does it: there is no public way to ask.
+    config = ray._private.state.state.get_cluster_config()  # pyright: ignore[reportAttributeAccessIssue]
+    if config is None or not config.node_group_configs:
+        return shapes, False
+    return shapes + [dict(group.resources) for group in config.node_group_configs if group.max_count != 0], True
+
+
 def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:
     """Energy counters of every node, as `energy.counters` reads them; nodes that do not answer soon are left out."""
     read = ray.remote(energy.counters)

@@ -33,7 +33,7 @@ from razor_ray import hardness, images, model, schema, sources
 from razor_ray.config import ScoreConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
-from razor_ray.stages import ingest, runtime
+from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog
 from razor_ray.stages.catalog import pieces as plan
 from razor_ray.stages.ispl import LOSS
@@ -104,6 +104,21 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         "hardness": hardness_column(config, schema.DYNAMICS_NAMES if proxy.dynamics_folder else ()),
     }
     store.commit("scores", facts, names)
+
+
+def check_resources(config: ScoreConfig, device: str) -> None:
+    """Refuse a cluster on which not one actor of the pool could start.
+
+    Actors read their pieces themselves, so no CPU need be left over for that.
+
+    Raises
+    ------
+    ValueError
+        With the arithmetic.
+    """
+    resources = _resources(config, device)
+    request = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, "memory": float(_actor_bytes())}
+    preflight.check_fits(request, "a scoring actor", "Give the nodes more, or pass another --proxy.device.")
 
 
 def file_name(piece: sources.Piece, plan_hash: str) -> str:

@@ -29,7 +29,7 @@ from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
 from razor_ray.progress import Progress, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
-from razor_ray.stages import ingest, runtime
+from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 from razor_ray.stages.dynamics import from_table, to_table
 from razor_ray.stages.ispl import WEIGHT
@@ -158,6 +158,26 @@ def train(
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
     return read_metrics(store, folder)[-1]
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Refuse a cluster that cannot hold the workers and beside them half a CPU to decode with.
+
+    Raises
+    ------
+    ValueError
+        With the arithmetic.
+    """
+    gpus = runtime.num_gpus(config.model.device)
+    workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
+    shapes, is_complete = runtime.node_shapes()
+    found = sum(int(shape.get("GPU", 0)) for shape in shapes)
+    if gpus and is_complete and runtime.is_private() and workers > found:
+        raise ValueError(
+            f"{workers} workers need a GPU each, but there are {found}. Pass --num-workers {found}, or --device cpu."
+        )
+    share = {"CPU": _cpus_per_worker(workers), "GPU": min(gpus, 1)}
+    preflight.check_fits(share, "a training worker", "Give the nodes more, or pass another --device.")
 
 
 def _cpus_per_worker(num_workers: int) -> float:

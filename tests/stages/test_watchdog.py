@@ -18,14 +18,15 @@ def sleep(seconds: float) -> float:
 
 
 def test_it_says_what_it_was_waiting_for():
+    list(runtime.run_tasks(sleep, [(0.0,), (0.0,), (0.0,)], name="warm up"))
     started = time.monotonic()
     said = (
-        r"nothing was finished in 1.5 s, in stage score \(2 of 8 samples done, waiting for an actor of 2 CPU\). Tasks "
+        r"nothing was finished in 4 s, in stage score \(2 of 8 samples done, waiting for an actor of 2 CPU\). Tasks "
         r"that have not ended: \d of 'sleeping'. The cluster has \d+ CPU \(\S+ free\), 0 GPU .* on 1 node. "
         r"The same command goes on .* --stall-timeout"
     )
     stalled = pytest.raises(StoppedError, match=said)
-    with stalled, interruptible() as stop, watch(1.5, stop), stage("score", 8) as progress:
+    with stalled, interruptible() as stop, watch(4.0, stop), stage("score", 8) as progress:
         progress.waiting_for = "an actor of 2 CPU"
         for _ in runtime.run_tasks(sleep, [(0.0,), (0.0,), (60.0,)], name="sleeping"):
             progress.advance(1)
