@@ -224,8 +224,8 @@ def _read_text(uri: str) -> str:
 def _explain(error: Exception) -> str:
     error = getattr(error, "cause", error)  # Ray wraps the errors of its tasks
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or os.getcwd()
-        return f"no space left on the disk ({where}). Make room, and the same command goes on from what is finished."
+        where = f" ({error.filename})" if error.filename else ""
+        return f"no space left on the disk{where}. Make room, and the same command goes on from what is finished."
     return str(error)
 
 

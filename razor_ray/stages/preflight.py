@@ -1,4 +1,4 @@
-"""Before anything costly: can every node reach the input and the output, can the cluster do it, is there room? That is told here."""
+"""Before anything costly: do all nodes see the input and output, can the cluster do it, is there room on the disk."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from razor_ray import energy
 
-_QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
+_QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
 
 _IDLE_MILLISECONDS = 120_000
@@ -253,8 +253,11 @@ def _get(ref: Any) -> Any:
 def _quieten() -> None:
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Its errors are raised too, with their cause below: of a full disk a person wants one line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     from ray.data import DataContext  # takes seconds to import, which most tasks need not spend
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True

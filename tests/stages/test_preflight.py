@@ -24,9 +24,7 @@ def shapes(monkeypatch, *found, is_complete=True):
 def test_a_request_that_no_node_can_hold(monkeypatch):
     shapes(monkeypatch, {"CPU": 4.0, "memory": 8.0 * GIB}, {"CPU": 0.0, "GPU": 2.0, "memory": 8.0 * GIB})
     preflight.check_fits({"CPU": 4, "memory": 8 * GIB}, "an actor", "Mend.")
-    with pytest.raises(
-        ValueError, match="on one node"
-    ) as raised:  # four CPUs here and two GPUs there do not make one node
+    with pytest.raises(ValueError, match="on one node") as raised:  # together is not on one node
         preflight.check_fits({"CPU": 1, "GPU": 1, "memory": 2 * GIB}, "an actor", "Mend.")
     assert str(raised.value) == (
         "an actor needs 1 CPU, 1 GPU and 2.0 GiB on one node, but the nodes have 0 CPU, 2 GPU and 8.0 GiB; "
