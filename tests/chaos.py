@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,21 @@ def begin(arguments: list[str], log: Path, **faults: float) -> subprocess.Comple
         "FAULTS": json.dumps({"log": str(log)} | faults),
     }
     command = [sys.executable, "-m", "razor_ray.cli", *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=SECONDS, start_new_session=True, check=False
+    return run(command, environment, SECONDS)
+
+
+def run(command: list[str], environment: dict[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a process that starts a Ray of its own; after so many seconds it is ended, with all that it started."""
+    started = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
+    try:
+        out, err = started.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        out, err = started.communicate()
+        raise AssertionError(f"not at its end after {seconds} s: {out[-3000:]} {err[-3000:]}") from None
+    return subprocess.CompletedProcess(command, started.returncode, out, err)
 
 
 def steps(log: Path) -> list[str]:

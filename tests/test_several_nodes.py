@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 
@@ -38,9 +37,7 @@ def test_nodes_and_workers_that_go(tmp_path, digits):
             "RAY_TMPDIR": short,
         }
         command = [sys.executable, str(chaos.FAULTS / "cluster.py"), str(tmp_path)]
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=SECONDS, start_new_session=True
-        )
+        ended = chaos.run(command, environment, SECONDS)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert ended.stdout.count("a node was lost") == 2
     scored = chaos.scored(tmp_path / "log")

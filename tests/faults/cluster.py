@@ -1,7 +1,7 @@
 """Three things that go wrong on a cluster of several nodes, one after the other; run by tests/test_several_nodes.py.
 
-A process of its own, since a node that goes takes with it whatever runs there. Arguments: the folder with the input, the
-proxy and an uninterrupted run.
+A process of its own, since a node that goes takes with it whatever runs there. Argument: a folder with the input and
+the proxy.
 """
 
 import os
@@ -36,7 +36,8 @@ def start() -> Cluster:
     gcs, dashboard, agent = free_ports(3)
     ports = {"gcs_server_port": gcs, "dashboard_port": dashboard, "dashboard_agent_listen_port": agent}
     head = ports | {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * MIB}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    # Without hooks for the end of the process: those can be set in the main thread only, and nodes come from another.
+    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
     for _ in range(2):
         add(cluster)
     os.environ["RAY_ADDRESS"] = cluster.address

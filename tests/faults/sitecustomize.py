@@ -1,8 +1,9 @@
 """Faults for tests: loaded by every Python process that has this folder on its path, the workers of Ray included.
 
 The environment variable FAULTS is JSON: `log`, a file that gets a line for every step of a write to a run's folder, by
-whichever process; `kill`, the number of the line at which the process that writes it is killed with signal 9; `full`,
-the line from which on the disk is full; `kill_when`, the end of the line at which it is killed instead; `slow`, seconds that every file of scores takes.
+whichever process; `kill`, the number of the line at which the process that writes it is killed with signal 9, or
+`kill_when`, the end of that line; `full`, the line from which on the disk is full; `slow`, seconds that every file of
+scores takes.
 """
 
 import errno
