@@ -16,7 +16,7 @@ from tests import chaos
 from tests.conftest import write_shards
 
 NUM_SHARDS = 12
-SECONDS = 240
+SECONDS = 400
 
 
 @pytest.mark.timeout(SECONDS + 60)
