@@ -13,7 +13,6 @@ import zlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -90,10 +89,9 @@ def test_decompression_bombs(width, height):
     """A header may promise what it likes: above the limit it is refused by what it says, without a pixel."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    with pytest.raises(headers.ImageError) as raised:
-        images.decode(content, SIZE)
+    _, (reason,) = images.decode_batch([content], SIZE)
     if width * height > headers.MAX_PIXELS:
-        assert str(raised.value) == "too many pixels"
+        assert reason == "too many pixels"
 
 
 def shard(num_rows: int = 40) -> bytes:

@@ -70,7 +70,16 @@ def break_subset(module) -> None:
     module._write_shard = faulty_write
 
 
-BREAK = {"razor_ray.run_store": break_run_store, "razor_ray.stages.subset": break_subset}
+def yield_the_port(module) -> None:
+    """Not the port that every Ray of a machine wants for its agent: the tests' own Ray takes jobs by it."""
+    module.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT = 0
+
+
+BREAK = {
+    "razor_ray.run_store": break_run_store,
+    "razor_ray.stages.subset": break_subset,
+    "ray._private.ray_constants": yield_the_port,
+}
 
 
 class Breaker:
