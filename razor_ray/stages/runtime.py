@@ -17,6 +17,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from razor_ray import energy
+from razor_ray.progress import sign_of_life
 
 _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
@@ -219,6 +220,7 @@ def run_tasks(
             if not pending:
                 return
             ready, _ = ray.wait(list(pending), num_returns=1)
+            sign_of_life()
             for ref in ready:
                 yield pending.pop(ref), _get(ref)
     finally:
