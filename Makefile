@@ -10,7 +10,7 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-others lint types wheel clean
+.PHONY: help setup demo test test-ray test-others chaos lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ test-ray: setup
 test-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m "not ray"
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
+
+chaos: setup ## runs that are killed at random points and begun again (half an hour; make test has a short form)
+	@echo "== chaos: pytest tests/chaos_long.py"
+	@$(TEST_ENV) $(RUN) -m pytest -q -rP tests/chaos_long.py
 
 lint: setup ## ruff, check and format
 	@echo "== lint: ruff check, ruff format --check"

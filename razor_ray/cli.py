@@ -21,6 +21,7 @@ import razor_ray
 from razor_ray import config as configuration
 from razor_ray import sources
 from razor_ray.config import AnyConfig, CompareConfig, PruneConfig, TrainConfig, to_dict
+from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import CONFIG, open_filesystem
 
 _USAGE = """usage: razor-ray <verb> [options]
@@ -41,7 +42,19 @@ class ClusterOptions:
     input and output must then be visible from the cluster. Without it the run happens here."""
     working_dir: str | None = None
     """With --address: ship this folder to the cluster, for example a checkout of razor_ray or code for --model.arch."""
+    max_restarts: int = 0
+    """With --address: submit the job again, up to so often, when it failed. It goes on from what is finished; a request
+    that was refused is not repeated. Whoever follows the job does this: it ends with this command."""
 
+    def __post_init__(self) -> None:
+        if self.max_restarts < 0:
+            raise ValueError(f"max_restarts must be at least 0, got {self.max_restarts}.")
+        if self.max_restarts and not self.address:
+            raise ValueError("max_restarts is for a job that is submitted: name the cluster with --address.")
+
+
+_REFUSED = 2
+"""Exit status of a request that cannot be met, however often it is made."""
 
 _FLAT = tyro.conf.arg(name="")
 
@@ -105,7 +118,10 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         return 0
     except (ValueError, OSError) as error:
         print(f"razor-ray {verb}: {_explain(error)}", file=sys.stderr)
-        return 1 if isinstance(error, OSError) else 2
+        return 1 if isinstance(error, OSError) else _REFUSED
+    except StoppedError as error:
+        print(f"razor-ray {verb}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         print(f"\nrazor-ray {verb}: stopped. The same command goes on from what is finished.", file=sys.stderr)
         return 128 + (stop.args[0] if stop.args else signal.SIGINT)
@@ -190,17 +206,38 @@ def _submit(verb: str, config: AnyConfig, cluster: ClusterOptions) -> int:
         client = JobSubmissionClient(cluster.address)
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"cannot reach a Ray cluster at {cluster.address}: {error}") from error
+    status = _run_job(client, verb, config, cluster)
+    for number in range(1, cluster.max_restarts + 1):
+        if status in (0, _REFUSED, None):
+            break
+        print(f"restart {number} of {cluster.max_restarts}", file=sys.stderr)
+        status = _run_job(client, verb, config, cluster)
+    return 1 if status is None else status
+
+
+def _run_job(client: Any, verb: str, config: AnyConfig, cluster: ClusterOptions) -> int | None:
+    """Submit a job and follow it to its end; gives its exit status, None if a person stopped it."""
     job = client.submit_job(
         # The settings themselves: a configuration file that lies here could not be read there.
         entrypoint=shlex.join(["python", "-m", "razor_ray.cli", verb, "--config", json.dumps(to_dict(config))]),
         runtime_env={"working_dir": cluster.working_dir} if cluster.working_dir else None,
-        metadata={"razor_ray": razor_ray.__version__, "verb": verb},
+        metadata={
+            "razor_ray": razor_ray.__version__,
+            "verb": verb,
+            "output": config.output,
+            "configuration": configuration.digest(config),
+        },
     )
     print(f"submitted {job}; it goes on if you stop following it with Ctrl-C", file=sys.stderr)
     asyncio.run(_follow(client, job))
-    status = client.get_job_status(job)
-    print(f"job {job} {status.value.lower()}", file=sys.stderr)
-    return 0 if status.value == "SUCCEEDED" else 1
+    info = client.get_job_info(job)
+    print(f"job {job} {info.status.value.lower()}", file=sys.stderr)
+    if info.status.value == "SUCCEEDED":
+        return 0
+    if info.status.value == "STOPPED":
+        return None
+    # Killed by a signal or lost with its node: a failure without a status of its own.
+    return info.driver_exit_code if (info.driver_exit_code or 0) > 0 else 1
 
 
 async def _follow(client: Any, job: str) -> None:
@@ -220,8 +257,8 @@ def _read_text(uri: str) -> str:
 def _explain(error: Exception) -> str:
     error = getattr(error, "cause", error)  # Ray wraps the errors of its tasks
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        where = error.filename or os.getcwd()
-        return f"no space left on the disk ({where}). Make room, and the same command goes on from what is finished."
+        where = f" ({error.filename})" if error.filename else ""
+        return f"no space left on the disk{where}. Make room, and the same command goes on from what is finished."
     return str(error)
 
 

@@ -7,8 +7,10 @@ construction, so that a wrong setting costs nothing; checks that need data are m
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -48,6 +50,7 @@ class InputConfig:
     def __post_init__(self) -> None:
         if not self.path:
             raise ValueError("input must name a Parquet file, folder or glob, got an empty path.")
+        _check_no_secret("input", self.path)
         _check_class_names(self.class_names)
 
 
@@ -61,6 +64,9 @@ class EvalConfig:
     """As for the input."""
     label_column: str = "label"
     """As for the input."""
+
+    def __post_init__(self) -> None:
+        _check_no_secret("eval", self.path)
 
     def as_input(self) -> InputConfig | None:
         """The same as an input; None if there are no held-out images."""
@@ -84,6 +90,7 @@ class ModelConfig:
     """'auto': the cluster's GPUs if it has any, else its CPUs."""
 
     def __post_init__(self) -> None:
+        _check_no_secret("weights", self.weights)
         if self.image_size != "auto" and self.image_size < 4:
             raise ValueError(f"image_size must be at least 4 pixels, got {self.image_size}.")
 
@@ -211,6 +218,8 @@ class PruneConfig:
     """Write the losses of all rounds into scores/, a list for each sample."""
     max_quarantine_fraction: float = 0.01
     """Stop if more than this fraction of the images cannot be used."""
+    stall_timeout: float = 1800.0
+    """Stop if no sample was finished in so many seconds; an autoscaler's nodes must come in that time."""
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     """The model that scores."""
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -224,8 +233,10 @@ class PruneConfig:
         check_keep_fraction(self.keep_fraction)
         if not self.output:
             raise ValueError("output must name the run's folder, got an empty path.")
+        _check_no_secret("output", self.output)
         if not 0 <= self.max_quarantine_fraction <= 1:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
+        _check_stall_timeout(self.stall_timeout)
         _check_at_least("rounds", self.rounds, 1)
         _check_at_least("full_epochs", self.full_epochs, 1)
         if self.rounds > 1 and self.proxy.weights:
@@ -295,6 +306,8 @@ class TrainConfig(LearningConfig):
     """Keep the decoded images of a worker in memory when they fit in this; larger data is streamed in every epoch."""
     seed: int = 0
     """Of initialisation, shuffling and augmentation."""
+    stall_timeout: float = 1800.0
+    """Stop if no sample was finished in so many seconds; an autoscaler's nodes must come in that time."""
 
     def __post_init__(self) -> None:
         LearningConfig.__post_init__(self)
@@ -302,8 +315,10 @@ class TrainConfig(LearningConfig):
             _check_at_least("num_workers", self.num_workers, 1)
         if not self.output:
             raise ValueError("output must name a folder for the checkpoint, got an empty path.")
+        _check_no_secret("output", self.output)
         if not 0 <= self.cache_gib < math.inf:
             raise ValueError(f"cache_gib must be at least 0 and finite, got {self.cache_gib}.")
+        _check_stall_timeout(self.stall_timeout)
         _check_seed(self.seed)
 
 
@@ -355,6 +370,8 @@ class CompareConfig(LearningConfig):
         for name in ("run", "output"):
             if not getattr(self, name):
                 raise ValueError(f"{name} must name a folder, got an empty path.")
+        for place in (self.run, self.output, *self.other_runs):
+            _check_no_secret("a run's folder", place)
 
 
 AnyConfig = PruneConfig | TrainConfig | CompareConfig
@@ -394,6 +411,13 @@ def load(kind: type[Config], text: str) -> Config:
     return from_dict(kind, values)
 
 
+def digest(config: AnyConfig) -> str:
+    """A short hash of the settings that decide the result: the same for runs that may share a folder."""
+    settings = _flatten(to_dict(config))
+    decisive = {name: value for name, value in sorted(settings.items()) if name not in _no_effect(config)}
+    return hashlib.blake2b(json.dumps(decisive).encode(), digest_size=6).hexdigest()
+
+
 def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
     """Settings in which two configurations ask for different results, as lines 'name: one here, other there'.
 
@@ -401,8 +425,7 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
     comparison makes, since each stands for itself.
     """
     here, there = _flatten(to_dict(one)), _flatten(to_dict(other))
-    no_effect = _NO_EFFECT_ON_RESULTS | ({"num_workers"} if isinstance(one, CompareConfig) else set())
-    names = sorted((here.keys() | there.keys()) - no_effect)
+    names = sorted((here.keys() | there.keys()) - _no_effect(one))
     return [
         f"{name}: {here.get(name)!r} here, {there.get(name)!r} there"
         for name in names
@@ -411,9 +434,13 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
 
 
 _NO_EFFECT_ON_RESULTS = {
-    *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs"),
+    *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs", "stall_timeout"),
     *("methods", "keep_fractions", "seeds", "budgets", "train_on_all", "other_runs"),
 }
+
+
+def _no_effect(config: AnyConfig) -> set[str]:
+    return _NO_EFFECT_ON_RESULTS | ({"num_workers"} if isinstance(config, CompareConfig) else set())
 
 
 def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:
@@ -456,6 +483,21 @@ def _check_at_least(name: str, value: int, least: int) -> None:
 def _check_learning_rate(name: str, value: float | Auto) -> None:
     if value != "auto" and not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
+
+
+def _check_no_secret(name: str, uri: str | None) -> None:
+    """Refuse a password in a URI: it would stand in config.json, the manifest, logs and the list of jobs."""
+    found = re.match(r"(?P<before>\w[\w+.-]*://[^/@]*:)[^@]*(?P<after>@.*)", uri or "", re.DOTALL)
+    if found:
+        raise ValueError(
+            f"{name} must not hold a password, got {found['before']}***{found['after']}. Give credentials by the "
+            "environment (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) of every node, or by the machine's role."
+        )
+
+
+def _check_stall_timeout(seconds: float) -> None:
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"stall_timeout must be positive and finite, got {seconds}. It is in seconds.")
 
 
 def _check_seed(seed: int) -> None:

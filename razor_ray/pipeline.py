@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from razor_ray import energy, manifest, model, report, sources, weights
+from razor_ray import energy, lease, manifest, model, report, sources, weights
 from razor_ray.config import CompareConfig, ModelConfig, PruneConfig, TrainConfig, from_dict
+from razor_ray.interrupt import interruptible
 from razor_ray.progress import say
 from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, ispl, runtime
+from razor_ray.stages import dynamics, ispl, preflight, runtime, watchdog
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import Proxy, check_quarantine, proxy_in_store, score
+from razor_ray.stages.score import Proxy, check_quarantine, check_resources, proxy_in_store, score
 from razor_ray.stages.subset import write_subset
 
 _INPUT = "_input.json"
@@ -46,8 +48,9 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     """
     store = RunStore(config.output)
     store.check_free(config)
-    with runtime.session():
+    with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
+        preflight.check_places(store, sources.find(config.input))
         stages.once("catalog", lambda: _begin(config, store))
         catalog = catalogs.read(config.input, store)
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
@@ -81,7 +84,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """
     store = RunStore(config.output)
     store.check_free(config)
-    with runtime.session():
+    with _only_writer(store, config.stall_timeout):
         catalog = catalogs.build(config.input)
         if store.is_done("train"):
             _check_same_input(store, catalog)
@@ -92,6 +95,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             eval_input = config.eval.as_input()
             held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
             _network(config.model, catalog)
+            training.check_resources(config)
+            preflight.check_places(store, catalog.source)
             store.claim(config)  # only now: a request that cannot be met leaves no folder behind
             _check_same_input(store, catalog)
             result = training.train(config, catalog, held_out, store, "train", "train")
@@ -127,7 +132,7 @@ def compare(config: CompareConfig) -> str:
     if begun is None or not run.is_done("scores"):
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
     pruned = from_dict(PruneConfig, begun)
-    with runtime.session():
+    with _only_writer(store):
         catalog = catalogs.read(pruned.input, run)
         eval_input = config.eval.as_input()
         held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
@@ -136,6 +141,15 @@ def compare(config: CompareConfig) -> str:
         text = comparing.compare(config, run, catalog, held_out, store)
     say(f"done      {store.path('compare.md')}")
     return text
+
+
+@contextmanager
+def _only_writer(store: RunStore, stall_timeout: float | None = None) -> Iterator[None]:
+    """A session with Ray in which this run alone writes its folder, and which does not wait for ever."""
+    with interruptible() as stop, lease.hold(store, stop), runtime.session(), ExitStack() as also:
+        if stall_timeout is not None:
+            also.enter_context(watchdog.watch(stall_timeout, stop))
+        yield
 
 
 def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:
@@ -178,7 +192,9 @@ def _begin(config: PruneConfig, store: RunStore) -> None:
     """
     catalog = catalogs.build(config.input)
     _check_budget(config, catalog)
-    _network(config.proxy, catalog)
+    _, _, network = _network(config.proxy, catalog)
+    preflight.check_space(catalog, network, config.keep_fraction, store)
+    check_resources(config.score, config.proxy.device)
     store.claim(config)
     catalogs.write(catalog, store)
 

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+_open: list[Progress] = []
+_last_sign = time.monotonic()
+
 _SECONDS_BETWEEN_LINES = {True: 0.2, False: 10.0}  # keyed by whether the stream is a terminal
 
 
@@ -31,7 +34,10 @@ class Progress:
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
+        self.skipped = 0
         self.note = ""
+        self.waiting_for = ""
+        """What has to come for this to advance, for the message of a run that does not."""
         self._stream = stream
         self._started = self._last_line = time.monotonic()
         self._is_terminal = stream.isatty()
@@ -40,10 +46,16 @@ class Progress:
         """Count some more as done."""
         self.done += count
         self.note = note
+        sign_of_life()
         now = time.monotonic()
         if now - self._last_line >= _SECONDS_BETWEEN_LINES[self._is_terminal]:
             self._last_line = now
             self._write(self._line(now), end="" if self._is_terminal else "\n")
+
+    def skip(self, count: int) -> None:
+        """Count some as done that an earlier attempt did: they tell nothing of the rate."""
+        self.done += count
+        self.skipped += count
 
     def finish(self, summary: str = "") -> None:
         """The stage's last line."""
@@ -58,7 +70,7 @@ class Progress:
 
     def _line(self, now: float) -> str:
         seconds = now - self._started
-        rate = self.done / seconds if seconds > 0 else 0.0
+        rate = (self.done - self.skipped) / seconds if seconds > 0 else 0.0
         of_total = f" of {self.total:,} ({self.done / self.total:.0%})" if self.total else ""
         left = f", {_duration((self.total - self.done) / rate)} left" if self.total and rate else ""
         note = f", {self.note}" if self.note else ""
@@ -73,12 +85,38 @@ class Progress:
 def stage(name: str, total: int | None = None, unit: str = "samples") -> Iterator[Progress]:
     """Show a stage's progress on standard error, and its last line when it ends well."""
     progress = Progress(name, total, unit, sys.stderr)
+    _open.append(progress)
+    sign_of_life()
     try:
         yield progress
     except BaseException:
         progress.abandon()
         raise
+    finally:
+        _open.remove(progress)
+        sign_of_life()
     progress.finish(progress.note)
+
+
+def sign_of_life() -> None:
+    """Something went on, if perhaps nothing that is counted."""
+    global _last_sign
+    _last_sign = time.monotonic()
+
+
+def idle_seconds() -> float:
+    """Seconds since the last sign of life of any stage."""
+    return time.monotonic() - _last_sign
+
+
+def under_way() -> str:
+    """The stage that is under way and what it waits for, in words."""
+    if not _open:
+        return "between two stages"
+    last = _open[-1]
+    of_total = f" of {last.total:,}" if last.total else ""
+    waiting = f", waiting for {last.waiting_for}" if last.waiting_for else ""
+    return f"in stage {last.name} ({last.done:,}{of_total} {last.unit} done{waiting})"
 
 
 def say(text: str) -> None:

@@ -1,17 +1,20 @@
 """A run's folder: what is done, how a stage commits, and the manifest.
 
-A stage writes its files aside, under ``_staging/<stage>``, and commits in two steps: the files move to ``<stage>/``
-and then ``<stage>/_commit.json`` is written. The commit file is the only truth: a stage without one has not happened,
-whatever lies in its folder, and is done again. Locally the move is one rename, so that nobody who looks into the
-folder sees half a stage; object stores have no rename, so there the files are copied one by one and only the commit
-file tells. Readers of Parquet skip names that begin with an underscore.
+The commit file, ``<stage>/_commit.json``, is the only truth: a stage without one has not happened, whatever lies in its
+folder. It lists the stage's files, and readers take those and no others.
+
+A stage writes its files where `RunStore.begin` says. On a local disk that is aside, ``_staging/<stage>``, and the
+commit is one rename of the folder with the commit file in it: the stage is there whole or not at all. Object stores
+have no rename, and a copy of everything would cost as much as the stage; there the files are written in their place,
+and the commit file, written last, makes them the stage's. Parquet readers skip names that begin with an underscore.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +28,8 @@ COMMIT = "_commit.json"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 COST = "_cost.json"
+_STAGING = "_staging"
+_FILES = "files"
 
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -57,6 +62,8 @@ class RunStore:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.filesystem, self.root = open_filesystem(uri)
+        self.confirm: Callable[[], None] = lambda: None
+        """Called before a stage begins and before it commits; raises if the folder is another run's by now."""
 
     def path(self, *names: str) -> str:
         """A path in the store's filesystem."""
@@ -109,46 +116,90 @@ class RunStore:
 
     def commit_facts(self, stage: str) -> dict[str, Any]:
         """What the stage said when it committed."""
-        text = self._read_text(f"{stage}/{COMMIT}")
-        assert text is not None, f"stage {stage} has not committed"
-        return json.loads(text)
+        return {name: value for name, value in self._commit(stage).items() if name != _FILES}
 
-    def begin(self, stage: str) -> str:
-        """An empty folder aside for the stage's files; what a dead attempt left there is swept."""
-        self.discard(f"_staging/{stage}")
-        self.discard(stage)
-        self.filesystem.create_dir(self.path("_staging", stage), recursive=True)
-        return self.path("_staging", stage)
+    def begin(self, stage: str, keep: Collection[str] = ()) -> str:
+        """The folder for the stage's files; of what earlier attempts left, only the files named in `keep` stay there.
 
-    def commit(self, stage: str, facts: dict[str, Any]) -> None:
-        """Make the stage's files its result, together with `facts` (JSON)."""
-        staged, final = self.path("_staging", stage), self.path(stage)
-        for leftover in set(self._list(staged)) - set(self._visible(staged)):
-            self.filesystem.delete_file(f"{staged}/{leftover}")  # of a worker that died while it wrote
-        if isinstance(self.filesystem, pafs.LocalFileSystem):
-            self.filesystem.move(staged, final)
+        Parameters
+        ----------
+        stage : str
+        keep : collection of str
+            Names that mean the same content whoever wrote it: the new attempt goes on from those that are there.
+        """
+        self.confirm()
+        work, final = self._work(stage), self.path(stage)
+        self._delete_file(f"{final}/{COMMIT}")  # first: what is taken apart below is no stage any more
+        if work != final and keep and not self._exists(work) and self._exists(final):
+            # It had committed, but the run died before the stage that commits with it.
+            self.filesystem.create_dir(self.path(_STAGING), recursive=True)
+            self.filesystem.move(final, work)
+        if work != final:
+            self.discard(stage)
+        found = self._list(work)
+        leftovers = set(found).difference(keep)
+        if len(leftovers) == len(found):
+            self._delete_dir(work)
         else:
-            self.filesystem.create_dir(final, recursive=True)
-            for name in self._list(staged):
-                self.filesystem.copy_file(f"{staged}/{name}", f"{final}/{name}")
-            self.filesystem.delete_dir(staged)
-        if not self._list(self.path("_staging")):
-            self.discard("_staging")
-        self.write_json(f"{stage}/{COMMIT}", facts)
+            for name in leftovers:
+                self.filesystem.delete_file(f"{work}/{name}")
+        self.filesystem.create_dir(work, recursive=True)
+        return work
+
+    def finished(self, stage: str) -> set[str]:
+        """Names of the files of a stage that is under way: those that were written to their end."""
+        selector = pafs.FileSelector(self._work(stage), allow_not_found=True)
+        found = self.filesystem.get_file_info(selector)
+        return {info.base_name for info in found if info.size and not info.base_name.startswith("_")}
+
+    def commit(self, stage: str, facts: dict[str, Any], names: Collection[str] | None = None) -> None:
+        """Make the stage's files its result, together with `facts` (JSON).
+
+        Parameters
+        ----------
+        stage : str
+        facts : dict
+        names : collection of str, optional
+            The stage's files; without it all that were finished. Others are deleted.
+        """
+        self.confirm()
+        work = self._work(stage)
+        kept = sorted(self.finished(stage) if names is None else names)
+        for leftover in set(self._list(work)).difference(kept):
+            self.filesystem.delete_file(f"{work}/{leftover}")  # such as of a worker that died while it wrote
+        content = facts | {_FILES: kept}
+        if work == self.path(stage):
+            self.write_json(f"{stage}/{COMMIT}", content)
+            return
+        self.write_json(f"{_STAGING}/{stage}/{COMMIT}", content)
+        self.filesystem.move(work, self.path(stage))
+        if not self._list(self.path(_STAGING)):
+            self.discard(_STAGING)
 
     def seal(self, stage: str, facts: dict[str, Any]) -> None:
         """Commit a stage whose files were written in their place, one by one: only the commit file makes them its."""
+        self.confirm()
         self.write_json(f"{stage}/{COMMIT}", facts)
+
+    def drop(self, stage: str) -> None:
+        """Delete the files of a stage that is under way and is not to commit."""
+        self._delete_dir(self._work(stage))
 
     def discard(self, name: str) -> None:
         """Delete a folder of the run, if it is there."""
-        if self._exists(self.path(name)):
-            self.filesystem.delete_dir(self.path(name))
+        self._delete_dir(self.path(name))
+
+    def discard_if_empty(self) -> None:
+        """Delete the run's folder if nothing is in it, so that a run that could not begin leaves nothing behind."""
+        if not self._list(self.root):
+            self._delete_dir(self.root)
 
     def files(self, stage: str) -> list[str]:
         """Paths of a committed stage's Parquet files, sorted by name."""
-        assert self.is_done(stage), f"stage {stage} has not committed"
-        return [self.path(stage, name) for name in self._visible(self.path(stage)) if name.endswith(".parquet")]
+        names = self._commit(stage).get(_FILES)
+        if names is None:  # sealed, or of a version that did not list them
+            names = self._visible(self.path(stage))
+        return [self.path(stage, name) for name in names if name.endswith(".parquet")]
 
     def read(self, stage: str, columns: list[str] | None = None) -> pa.Table:
         """A committed stage as one table, in the order of its files. For tables of a row per shard or class."""
@@ -167,6 +218,23 @@ class RunStore:
         """A JSON file of the run, or None if there is none."""
         text = self._read_text(name)
         return None if text is None else json.loads(text)
+
+    def _commit(self, stage: str) -> dict[str, Any]:
+        content = self.read_json(f"{stage}/{COMMIT}")
+        assert content is not None, f"stage {stage} has not committed"
+        return content
+
+    def _work(self, stage: str) -> str:
+        """Where a stage's files are written."""
+        return self.path(_STAGING, stage) if isinstance(self.filesystem, pafs.LocalFileSystem) else self.path(stage)
+
+    def _delete_file(self, path: str) -> None:
+        if self._exists(path):
+            self.filesystem.delete_file(path)
+
+    def _delete_dir(self, path: str) -> None:
+        if self._exists(path):
+            self.filesystem.delete_dir(path)
 
     def _read_text(self, name: str) -> str | None:
         if not self._exists(self.path(name)):
@@ -211,9 +279,11 @@ def _aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
         yield path
         return
     folder, _, name = path.rpartition("/")
-    target = f"{folder}/_{name}.{os.getpid()}"
+    target = f"{folder}/_{name}.{uuid.uuid4().hex[:12]}"  # a process id would not differ among containers
     try:
         yield target
+        with open(target, "rb") as written:
+            os.fsync(written.fileno())  # or a machine that loses its power could find the name and no content
         filesystem.move(target, path)
     except BaseException:
         if filesystem.get_file_info(target).type != pafs.FileType.NotFound:

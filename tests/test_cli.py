@@ -400,7 +400,7 @@ def test_threads_wait_asleep(ran, monkeypatch):
 @pytest.fixture
 def cluster(monkeypatch, ran):
     """A cluster that takes every job, and what it was asked."""
-    found = SimpleNamespace(status="SUCCEEDED", address=None, job=None, refuses=None)
+    found = SimpleNamespace(status="SUCCEEDED", exit_codes=[], jobs=0, address=None, job=None, refuses=None)
 
     class Client:
         def __init__(self, address, *arguments, **options):
@@ -410,14 +410,16 @@ def cluster(monkeypatch, ran):
 
         def submit_job(self, **job):
             found.job = job
+            found.jobs += 1
             return "raysubmit_1"
 
         async def tail_job_logs(self, job):
             yield "first line\n"
             yield f"last line of {job}\n"
 
-        def get_job_status(self, job):
-            return SimpleNamespace(value=found.status)
+        def get_job_info(self, job):
+            code = found.exit_codes.pop(0) if found.exit_codes else None
+            return SimpleNamespace(status=SimpleNamespace(value=found.status), driver_exit_code=code)
 
     import ray.job_submission
 
@@ -479,6 +481,46 @@ def test_the_status_is_the_jobs(cluster, status, expected, capsys):
     cluster.status = status
     assert main(["prune", *PRUNE, "--address", "http://h"]) == expected
     assert f"raysubmit_1 {status.lower()}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "restarts", "jobs", "expected"),
+    [
+        ([1, 1, 1], 2, 3, 1),  # never succeeds
+        ([2], 2, 1, 2),  # refused: it would be again
+        ([-9, None, 2], 5, 3, 2),  # killed, lost with its node, then refused
+        ([137], 0, 1, 137),
+    ],
+)
+def test_a_job_that_failed_is_submitted_again(cluster, exit_codes, restarts, jobs, expected, capsys):
+    cluster.status, cluster.exit_codes = "FAILED", list(exit_codes)
+    arguments = ["--address", "http://h", "--max-restarts", str(restarts)]
+    assert main(["prune", *PRUNE, *arguments]) == expected
+    assert cluster.jobs == jobs
+    assert capsys.readouterr().err.count("restart ") == jobs - 1
+
+
+def test_a_job_that_a_person_stopped_is_not_submitted_again(cluster):
+    cluster.status = "STOPPED"
+    assert main(["prune", *PRUNE, "--address", "http://h", "--max-restarts", "3"]) == 1
+    assert cluster.jobs == 1
+
+
+def test_restarts_are_of_jobs(capsys, ran):
+    assert main(["prune", *PRUNE, "--max-restarts", "3"]) == 2
+    assert_one_line(capsys.readouterr().err, "name the cluster with --address")
+    assert not ran
+
+
+def test_a_job_says_what_it_is(cluster):
+    assert main(["prune", *PRUNE, "--address", "http://h"]) == 0
+    config, _ = parse(PruneConfig, PRUNE)
+    assert cluster.job["metadata"] == {
+        "razor_ray": cli.razor_ray.__version__,
+        "verb": "prune",
+        "output": config.output,
+        "configuration": cli.configuration.digest(config),
+    }
 
 
 def test_a_wrong_request_is_not_submitted(cluster, capsys):

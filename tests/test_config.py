@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from razor_ray.config import (
+    CompareConfig,
     EvalConfig,
     InputConfig,
     ModelConfig,
@@ -23,6 +24,7 @@ from razor_ray.config import (
     check_keep_fraction,
     cifar10,
     differences,
+    digest,
     from_dict,
     imagenet,
     load,
@@ -349,3 +351,36 @@ def test_recipes():
     assert large.keep_fraction == 0.3
     with pytest.raises(ValueError, match="percentage"):
         cifar10("in", "out", 30)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:s3cr3t@bucket/train", "s3://AKIA:s3c/r3t@bucket/train", "hdfs://ada:s3cr3t@host:8020/x"]
+)
+def test_passwords_are_refused_and_not_repeated(uri):
+    places = [
+        lambda: InputConfig(path=uri),
+        lambda: EvalConfig(path=uri),
+        lambda: ProxyConfig(weights=uri),
+        lambda: PruneConfig(input=InputConfig(path="in"), output=uri, keep_fraction=0.3),
+        lambda: TrainConfig(input=InputConfig(path="in"), output=uri),
+        lambda: CompareConfig(run="run", output=uri),
+        lambda: CompareConfig(run="run", output="out", other_runs=(uri,)),
+    ]
+    for place in places:
+        with pytest.raises(ValueError, match=r"must not hold a password, got .*:\*\*\*@") as raised:
+            place()
+        assert "s3c" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a:b@c", "gs://anonymous@bucket/x", "hdfs://host:8020/x", "/a/b:c@d", "a@b:c"]
+)
+def test_names_with_signs_are_no_passwords(uri):
+    assert InputConfig(path=uri).path == uri
+
+
+def test_the_digest_is_of_what_decides_the_result():
+    one = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.3)
+    same = dataclasses.replace(one, output="elsewhere", stall_timeout=5.0, score=ScoreConfig(num_workers=9))
+    assert digest(one) == digest(same)
+    assert digest(one) != digest(dataclasses.replace(one, seed=1))

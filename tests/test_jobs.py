@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from ray.job_submission import JobSubmissionClient
 
 from razor_ray import model
 from razor_ray.cli import main
+from tests import chaos
 from tests.conftest import write_shards
 
 REPOSITORY = Path(__file__).parents[1]
@@ -61,10 +63,40 @@ def test_submitted_with_address(ray_session, request_to_prune, working_dir, tmp_
 
 def test_a_job_that_fails_is_a_failure_here(ray_session, request_to_prune, working_dir, tmp_path, capfd):
     arguments = ["--input", str(tmp_path / "nothing"), *request_to_prune[2:], "--output", str(tmp_path / "run")]
-    assert main(["prune", *arguments, "--address", ray_session, "--working-dir", working_dir]) == 1
+    # Refused, so not submitted again.
+    options = ["--address", ray_session, "--working-dir", working_dir, "--max-restarts", "3"]
+    assert main(["prune", *arguments, *options]) == 2
     shown = capfd.readouterr()
     assert "there is no" in shown.out
-    assert "failed" in shown.err
+    assert shown.err.count("failed") == 1
+
+
+@pytest.mark.timeout(600)
+def test_a_job_that_is_killed_half_way_and_submitted_again(ray_session, request_to_prune, working_dir, tmp_path):
+    """Submitted, its driver killed while it works, submitted again: the same subset as of a run that nothing befell."""
+    script = ["python", "jobs/prune.py", *request_to_prune, "--output", str(tmp_path / "run")]
+    client = JobSubmissionClient(ray_session)
+
+    def submit() -> str:
+        return client.submit_job(entrypoint=shlex.join(script), runtime_env={"working_dir": working_dir})
+
+    job = submit()
+    while not (tmp_path / "run/proxy/_commit.json").exists():  # scoring is next
+        assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
+        time.sleep(0.05)
+    os.kill(json.loads((tmp_path / "run/_lease.json").read_text())["pid"], signal.SIGKILL)
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.2)
+    assert client.get_job_status(job).value == "FAILED"
+    assert (tmp_path / "run/_lease.json").exists()  # of a dead process, which does not hold up the next
+    job = submit()
+    while not client.get_job_status(job).is_terminal():
+        time.sleep(0.2)
+    assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
+    assert "catalog   done before, skipped" in client.get_job_logs(job)
+    assert not (tmp_path / "run/_lease.json").exists()
+    assert main(["prune", *request_to_prune, "--output", str(tmp_path / "alone")]) == 0
+    assert chaos.result(tmp_path / "run") == chaos.result(tmp_path / "alone")
 
 
 def test_no_cluster_there(request_to_prune, tmp_path, capfd):

@@ -7,12 +7,14 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from razor_ray import model, schema, weights
 from razor_ray.cli import main
+from razor_ray.run_store import RunStore
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -353,3 +355,23 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(run, weights_fi
     monkeypatch.setattr(pipeline, "write_subset", write_subset)
     assert prune(run.parent / "in", output, weights_file, "--input.id-column", "name") == 0
     assert pq.read_table(output / "subset").num_rows == 120
+
+
+def test_a_run_on_a_store_without_rename(run, weights_file, tmp_path, monkeypatch):
+    """As on an object store: files are written in their place, and the commit files make them the stages'."""
+    whole = RunStore.__init__
+
+    def without_rename(self, uri):
+        whole(self, uri)
+        self.filesystem, self.root = pafs.SubTreeFileSystem("/", self.filesystem), self.root.lstrip("/")
+
+    monkeypatch.setattr(RunStore, "__init__", without_rename)
+    output = tmp_path / "out"
+    (output / "selection").mkdir(parents=True)
+    (output / "config.json").write_bytes((run / "config.json").read_bytes())
+    (output / "selection" / "part-99999.parquet").write_bytes(b"of a dead attempt")
+    assert prune(run.parent / "in", output, weights_file, "--input.id-column", "name") == 0
+    for stage in ("selection", "subset"):
+        found = pq.read_table(output / stage).sort_by("sample_id")  # what users read: nothing else is in the folder
+        assert found.equals(pq.read_table(run / stage).sort_by("sample_id"))
+    assert not (output / "_staging").exists()

@@ -148,3 +148,26 @@ def test_say(capsys):
     say("done")
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ("", "done\n")
+
+
+def test_what_was_done_before_tells_nothing_of_the_rate(clock):
+    stream = io.StringIO()
+    shown = Progress("score", 1000, "samples", stream)
+    shown.skip(800)
+    clock.now += 10
+    shown.advance(100)  # 100 in ten seconds: the other 100 take ten more
+    assert stream.getvalue() == "score     900 of 1,000 (90%) samples, 10/s, 10 s left\n"
+
+
+def test_what_a_stage_waits_for_is_told(clock):
+    assert progress.under_way() == "between two stages"
+    with stage("score", 1000) as shown:
+        shown.advance(10)
+        assert progress.under_way() == "in stage score (10 of 1,000 samples done)"
+        shown.waiting_for = "a GPU"
+        assert progress.under_way() == "in stage score (10 of 1,000 samples done, waiting for a GPU)"
+        clock.now += 7
+        assert progress.idle_seconds() == 7
+        progress.sign_of_life()
+        assert progress.idle_seconds() == 0
+    assert progress.under_way() == "between two stages"

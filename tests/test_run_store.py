@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -279,7 +280,6 @@ def test_what_a_killed_worker_left_does_not_spoil_the_stage(store, monkeypatch):
             raise KeyboardInterrupt
 
         patch.setattr(run_store.pq, "write_table", stop_half_way)
-        patch.setattr(run_store.os, "getpid", lambda: 1234567)
         with pytest.raises(KeyboardInterrupt):
             write_table(store.filesystem, f"{folder}/a.parquet", TABLE)
     write_table(store.filesystem, f"{folder}/a.parquet", TABLE)
@@ -348,6 +348,92 @@ def test_a_remote_stage_is_done_again(remote):
     write_table(remote.filesystem, f"{folder}/a.parquet", TABLE)
     remote.commit("scores", {})
     assert remote.files("scores") == [remote.path("scores", "a.parquet")]
+
+
+class NoRename(pafs.FSSpecHandler):
+    """An object store: files are there when a put has ended, and nothing can be moved."""
+
+    def move(self, src, dest):
+        raise NotImplementedError("no rename")
+
+
+@pytest.fixture(params=["disk", "object store"])
+def any_store(request, tmp_path):
+    found = RunStore(str(tmp_path / "run"))
+    if request.param == "object store":
+        found.filesystem = pafs.PyFileSystem(NoRename(fsspec.filesystem("memory")))
+        found.root = f"{tmp_path.name}-{id(request)}/run"
+    return found
+
+
+def put(store: RunStore, folder: str, *names: str) -> None:
+    for name in names:
+        write_table(store.filesystem, f"{folder}/{name}", TABLE)
+
+
+def names_in(store: RunStore, stage: str) -> list[str]:
+    return store._list(store.path(stage))
+
+
+def test_only_what_is_listed_is_the_stages(any_store):
+    put(any_store, any_store.begin("scores"), "a.parquet", "b.parquet", "zombie.parquet")
+    any_store.commit("scores", {"n": 2}, ["a.parquet", "b.parquet"])
+    assert names_in(any_store, "scores") == ["_commit.json", "a.parquet", "b.parquet"]
+    put(any_store, any_store.path("scores"), "c.parquet")  # of an actor of a dead attempt
+    assert any_store.files("scores") == [any_store.path("scores", name) for name in ("a.parquet", "b.parquet")]
+    assert any_store.commit_facts("scores") == {"n": 2}
+
+
+def test_begin_keeps_what_is_named_and_sweeps_the_rest(any_store):
+    put(any_store, any_store.begin("scores"), "a.parquet", "b.parquet", "c.parquet")
+    put(any_store, any_store.begin("scores", keep=["b.parquet", "d.parquet"]), "d.parquet")
+    assert any_store.finished("scores") == {"b.parquet", "d.parquet"}
+    any_store.begin("scores")
+    assert any_store.finished("scores") == set()
+
+
+def test_a_committed_stage_is_taken_up_again(any_store):
+    put(any_store, any_store.begin("quarantine"), "a.parquet", "b.parquet")
+    any_store.commit("quarantine", {})
+    any_store.begin("quarantine", keep=["a.parquet"])
+    assert not any_store.is_done("quarantine")
+    assert any_store.finished("quarantine") == {"a.parquet"}
+    any_store.commit("quarantine", {})
+    assert any_store.files("quarantine") == [any_store.path("quarantine", "a.parquet")]
+
+
+def test_a_commit_dies_at_every_one_of_its_steps(any_store):
+    """Whichever call to the filesystem is the last one: the stage is whole or is none, and can be done again."""
+    for last in range(1, 40):
+        put(any_store, any_store.begin("scores"), "a.parquet", "b.parquet")
+        calls = Countdown(any_store.filesystem, last)
+        store = RunStore(any_store.uri)
+        store.filesystem, store.root = calls, any_store.root
+        store._work = any_store._work
+        try:
+            store.commit("scores", {})
+        except KeyboardInterrupt:
+            if any_store.is_done("scores"):
+                assert any_store.read("scores").num_rows == 2000
+            continue
+        assert any_store.read("scores").num_rows == 2000
+        assert last > 2
+        return
+    pytest.fail("the commit never came to its end")
+
+
+class Countdown:
+    """A filesystem behind which the process is killed at the n-th call that changes something."""
+
+    def __init__(self, filesystem: pafs.FileSystem, calls: int) -> None:
+        self.filesystem, self.calls = filesystem, calls
+
+    def __getattr__(self, name):
+        if name in ("move", "delete_file", "delete_dir", "create_dir", "open_output_stream"):
+            self.calls -= 1
+            if self.calls <= 0:
+                raise KeyboardInterrupt
+        return getattr(self.filesystem, name)
 
 
 def test_remote_files_are_sealed_and_discarded(remote):

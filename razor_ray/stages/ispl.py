@@ -42,7 +42,7 @@ def write(catalog: Catalog, weights: Weights, round_store: RunStore) -> None:
     for _ in runtime.run_tasks(_weigh_classes, calls, name="weigh samples"):
         pass
     per_shard.write(catalog, files, ["sample_id", WEIGHT, LOSS], _combine, round_store, "ispl")
-    round_store.discard("_staging/ispl_by_class")
+    round_store.drop("ispl_by_class")
     round_store.seal("ispl", {})
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -16,14 +17,17 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from razor_ray import energy
+from razor_ray.progress import sign_of_life
 
-_QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve")
+_QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
 
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
 
 _private = False
+_in_flight: Counter[str] = Counter()
+"""Tasks of `run_tasks` that have not ended, by name."""
 
 
 @contextmanager
@@ -146,6 +150,21 @@ def memory_per_cpu() -> int:
     return int(max(shares, default=0))
 
 
+def node_shapes() -> tuple[list[dict[str, float]], bool]:
+    """Resources of each node that is up or that the autoscaler may start, and whether these are all there can be.
+
+    A cluster whose autoscaler does not say what it may start could start anything.
+    """
+    shapes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if is_private():
+        return shapes, True
+    # As Ray Train does it: there is no public way to ask.
+    config = ray._private.state.state.get_cluster_config()  # pyright: ignore[reportAttributeAccessIssue]
+    if config is None or not config.node_group_configs:
+        return shapes, False
+    return shapes + [dict(group.resources) for group in config.node_group_configs if group.max_count != 0], True
+
+
 def energy_counters() -> dict[str, dict[str, tuple[float, float]]]:
     """Energy counters of every node, as `energy.counters` reads them; nodes that do not answer soon are left out."""
     read = ray.remote(energy.counters)
@@ -197,14 +216,31 @@ def run_tasks(
             # Asked anew each time: an autoscaling cluster grows while it works.
             while len(pending) < 2 * num_cpus() + 2 and (call := next(calls, None)) is not None:
                 pending[task.remote(*call[1])] = call[0]
+            _in_flight[name] = len(pending)
             if not pending:
                 return
             ready, _ = ray.wait(list(pending), num_returns=1)
+            sign_of_life()
             for ref in ready:
                 yield pending.pop(ref), _get(ref)
     finally:
+        del _in_flight[name]
         for ref in pending:
             ray.cancel(ref)
+
+
+def in_flight() -> str:
+    """Tasks that have not ended, in words; empty if there are none."""
+    return ", ".join(f"{count} of {name!r}" for name, count in sorted(_in_flight.items()))
+
+
+def resources() -> str:
+    """What the cluster has now, and what of it is free, in words."""
+    has, free = ray.cluster_resources(), ray.available_resources()
+    parts = [f"{has.get(name, 0):g} {name} ({free.get(name, 0):g} free)" for name in ("CPU", "GPU")]
+    memory = f"{has.get('memory', 0) / 2**30:.1f} GiB ({free.get('memory', 0) / 2**30:.1f} free)"
+    num_nodes = sum(node["Alive"] for node in ray.nodes())
+    return f"{', '.join(parts)} and {memory} of memory on {num_nodes} node{'' if num_nodes == 1 else 's'}"
 
 
 def _get(ref: Any) -> Any:
@@ -219,8 +255,11 @@ def _get(ref: Any) -> Any:
 def _quieten() -> None:
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Its errors are raised too, with their cause below: of a full disk a person wants one line.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     from ray.data import DataContext  # takes seconds to import, which most tasks need not spend
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True

@@ -2,13 +2,20 @@
 
 An actor reads its pieces itself and decodes them, so that no pixel crosses the object store; it writes what it scored
 and gives back a row of counts.
+
+A piece is finished when its scores file is there; what of it was quarantined is written before. The file's name holds
+the piece and a hash of everything that decides a score, so one listing tells a new attempt what it need not score
+again, and nothing of another proxy, batch or precision can be taken for its own, even if an actor of a dead attempt
+still writes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +23,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
 
+import razor_ray
 from razor_ray import hardness, images, model, schema, sources
 from razor_ray.config import ScoreConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
-from razor_ray.stages import ingest, runtime
+from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog
 from razor_ray.stages.catalog import pieces as plan
 from razor_ray.stages.ispl import LOSS
@@ -32,6 +41,7 @@ from razor_ray.stages.per_shard import PerShard
 
 _BATCH_ON_GPU, _BATCH_ON_CPU = 256, 128
 _PIECES_IN_FLIGHT = 2
+_FILES_PER_TASK = 256
 _ACTOR_GIB = 2
 """Memory that an actor declares: torch and a network, two pieces encoded and one batch decoded."""
 
@@ -67,25 +77,20 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     resources = _resources(config, proxy.device)
     batch_size = resources.batch_size
     pieces = plan(catalog, max_rows=ingest.piece_rows(proxy.image_size, batch_size), batch_size=batch_size)
-    folders = {name: store.begin(name) for name in ("quarantine", "scores")}
-    summaries = ingest.dataset(pieces).map_batches(
-        Scorer,
-        fn_constructor_args=(catalog, proxy, resources, store.filesystem, folders),
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1,
-            max_size=min(resources.num_workers, len(pieces)),
-            max_tasks_in_flight_per_actor=_PIECES_IN_FLIGHT,
-        ),
-        num_cpus=resources.num_cpus,
-        num_gpus=resources.num_gpus or None,
-        # No more than a CPU's share of the memory, lest a small machine could start no actor at all.
-        memory=min(_ACTOR_GIB * 2**30, int(0.8 * runtime.memory_per_cpu())) or None,
-    )
-    reasons: Counter[str] = Counter()
-    num_scored = 0
+    plan_hash = _plan_hash(catalog, proxy, resources, pieces)
+    names = {file_name(piece, plan_hash): piece for piece in pieces}
+    folders = {"scores": store.begin("scores", keep=names)}
+    scored = store.finished("scores")
+    # Not those of pieces that were not finished: what is to be quarantined of them is found again.
+    folders["quarantine"] = store.begin("quarantine", keep=scored)
+    reasons = _count_reasons(store, folders["quarantine"])
+    missing = [piece for name, piece in names.items() if name not in scored]
+    num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
     with stage("score", catalog.num_samples) as progress:
-        for row in summaries.iter_rows():
+        progress.waiting_for = _asked(resources, len(missing))
+        progress.skip(catalog.num_samples - sum(piece.num_rows for piece in missing))
+        check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction)
+        for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
             num_scored += row["num_scored"]
             reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
             check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction)
@@ -98,7 +103,102 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         "precision": resources.precision,
         "hardness": hardness_column(config, schema.DYNAMICS_NAMES if proxy.dynamics_folder else ()),
     }
-    store.commit("scores", facts)
+    store.commit("scores", facts, names)
+
+
+def check_resources(config: ScoreConfig, device: str) -> None:
+    """Refuse a cluster on which not one actor of the pool could start.
+
+    Actors read their pieces themselves, so no CPU need be left over for that.
+
+    Raises
+    ------
+    ValueError
+        With the arithmetic.
+    """
+    resources = _resources(config, device)
+    request = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, "memory": float(_actor_bytes())}
+    preflight.check_fits(request, "a scoring actor", "Give the nodes more, or pass another --proxy.device.")
+
+
+def file_name(piece: sources.Piece, plan_hash: str) -> str:
+    """Of a piece's files in `scores/` and `quarantine/`."""
+    return f"part-{piece.shard_id:06d}-{piece.first_row:010d}-{plan_hash}.parquet"
+
+
+def _plan_hash(catalog: Catalog, proxy: Proxy, resources: Resources, pieces: list[sources.Piece]) -> str:
+    """A hash of what decides a score, and of how the input is cut."""
+    decides = (
+        razor_ray.__version__,
+        catalog.fingerprint,
+        catalog.columns(),
+        catalog.class_names,
+        model.weights_hash(model.read_file(proxy.filesystem, proxy.weights_path)),
+        (proxy.arch, proxy.num_classes, proxy.image_size, proxy.dynamics_folder is not None, len(proxy.round_folders)),
+        (resources.batch_size, resources.precision, resources.num_gpus > 0),
+        [(piece.shard_id, piece.first_row, piece.num_rows) for piece in pieces],
+    )
+    return hashlib.blake2b(json.dumps(decides).encode(), digest_size=6).hexdigest()
+
+
+def _score_pieces(
+    pieces: list[sources.Piece],
+    catalog: Catalog,
+    proxy: Proxy,
+    resources: Resources,
+    store: RunStore,
+    folders: dict[str, str],
+    plan_hash: str,
+) -> Iterator[dict[str, Any]]:
+    """Score pieces in a pool of actors; gives a row of counts for each, in the order in which they end."""
+    if not pieces:
+        return
+    summaries = ingest.dataset(pieces).map_batches(
+        Scorer,
+        fn_constructor_args=(catalog, proxy, resources, store.filesystem, folders, plan_hash),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=min(resources.num_workers, len(pieces)),
+            max_tasks_in_flight_per_actor=_PIECES_IN_FLIGHT,
+        ),
+        num_cpus=resources.num_cpus,
+        num_gpus=resources.num_gpus or None,
+        memory=_actor_bytes() or None,
+    )
+    yield from summaries.iter_rows()
+
+
+def _actor_bytes() -> int:
+    """Memory that an actor declares.
+
+    No more than a CPU's share, lest a small machine could start no actor at all.
+    """
+    return min(_ACTOR_GIB * 2**30, int(0.8 * runtime.memory_per_cpu()))
+
+
+def _asked(resources: Resources, num_pieces: int) -> str:
+    """What the pool needs, in words."""
+    each = f"{resources.num_cpus:g} CPU, {resources.num_gpus:g} GPU and {_actor_bytes() / 2**30:.1f} GiB each"
+    num_actors = min(resources.num_workers, num_pieces)
+    in_flight = min(num_pieces, num_actors * _PIECES_IN_FLIGHT)
+    return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"
+
+
+def _count_reasons(store: RunStore, folder: str) -> Counter[str]:
+    """Reasons of what lies in a quarantine's folder."""
+    files = [f"{folder}/{name}" for name in sorted(store.finished("quarantine"))]
+    groups = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
+    calls = ((store.filesystem, group) for group in groups)
+    found = runtime.run_tasks(_reasons_in, calls, name="count reasons")
+    return sum((reasons for _, reasons in found), Counter())
+
+
+def _reasons_in(filesystem: pafs.FileSystem, files: list[str]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for file in files:
+        found.update(pq.read_table(file, columns=["reason"], filesystem=filesystem)["reason"].to_pylist())
+    return found
 
 
 def check_quarantine(reasons: Counter[str], num_samples: int, max_fraction: float) -> None:
@@ -133,6 +233,8 @@ class Scorer:
     filesystem : FileSystem
     folders : dict
         Where to write: paths of 'scores' and 'quarantine' in the filesystem.
+    plan_hash : str
+        For the names of the files.
     """
 
     def __init__(
@@ -142,9 +244,10 @@ class Scorer:
         resources: Resources,
         filesystem: pafs.FileSystem,
         folders: dict[str, str],
+        plan_hash: str,
     ) -> None:
         self.catalog, self.proxy, self.resources = catalog, proxy, resources
-        self.filesystem, self.folders = filesystem, folders
+        self.filesystem, self.folders, self.plan_hash = filesystem, folders, plan_hash
         self.device = torch.device("cuda" if resources.num_gpus else "cpu")
         # One thread to an actor without a GPU, whatever the machine: more actors use more CPUs, and a score does not
         # depend on how many threads shared its sums.
@@ -192,11 +295,11 @@ class Scorer:
             ]
             tables.append(_score_table(batch, columns, np.array([reason is None for reason in reasons])))
             bad += [(int(i), reason) for i, reason in zip(batch.sample_id, reasons, strict=True) if reason is not None]
-        name = f"part-{piece.shard_id:06d}-{piece.first_row:010d}.parquet"
+        name = file_name(piece, self.plan_hash)
         scored = pa.concat_tables(tables)
-        write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)
         if bad:
             write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(piece, bad))
+        write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)  # last: it says that the piece is done
         counts = Counter(reason for _, reason in bad)
         return {
             "num_rows": piece.num_rows,

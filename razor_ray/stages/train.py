@@ -6,9 +6,10 @@ import io
 import json
 import math
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,9 +27,9 @@ from torch import Tensor, nn
 from razor_ray import dynamics, hardness, images, model, sources, training
 from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
-from razor_ray.progress import Progress, stage
+from razor_ray.progress import Progress, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
-from razor_ray.stages import ingest, runtime
+from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 from razor_ray.stages.dynamics import from_table, to_table
 from razor_ray.stages.ispl import WEIGHT
@@ -37,6 +38,8 @@ from razor_ray.stages.per_shard import PerShard
 _EVAL_BATCH = _DECODE_BATCH = 256
 _STATE = "state.pt"
 _DYNAMICS = "dynamics"
+_BEAT = "_beat.json"
+_BEAT_SECONDS = 10.0
 _MAX_FAILURES = 3
 _SHUFFLE_WINDOW = 16
 """Batches among which streamed samples are shuffled."""
@@ -149,16 +152,55 @@ def train(
     )
     with _followed(title, task, store, folder):
         try:
-            trainer.fit()
+            with _own_interrupts():
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
     return read_metrics(store, folder)[-1]
+
+
+def check_resources(config: TrainConfig) -> None:
+    """Refuse a cluster that cannot hold the workers and beside them half a CPU to decode with.
+
+    Raises
+    ------
+    ValueError
+        With the arithmetic.
+    """
+    gpus = runtime.num_gpus(config.model.device)
+    workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
+    shapes, is_complete = runtime.node_shapes()
+    found = sum(int(shape.get("GPU", 0)) for shape in shapes)
+    if gpus and is_complete and runtime.is_private() and workers > found:
+        raise ValueError(
+            f"{workers} workers need a GPU each, but there are {found}. Pass --num-workers {found}, or --device cpu."
+        )
+    share = {"CPU": _cpus_per_worker(workers), "GPU": min(gpus, 1)}
+    preflight.check_fits(share, "a training worker", "Give the nodes more, or pass another --device.")
 
 
 def _cpus_per_worker(num_workers: int) -> float:
     """CPUs that a worker reserves: one, or less where that would leave none to decode with, and the run would hang."""
     spare = max(runtime.num_cpus() - 1, 0.5)
     return min(1.0, math.floor(100 * spare / num_workers) / 100)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Make Ctrl-C mean here what it means elsewhere.
+
+    Ray Train puts a handler of its own in place, which ends the process with status 0, and leaves it there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
@@ -279,7 +321,7 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
     ended = threading.Event()
 
     def follow(progress: Progress) -> None:
-        shown = 0
+        shown, beat = 0, None
         while True:
             is_last = ended.wait(1.0)
             lines = read_metrics(store, folder)
@@ -288,6 +330,9 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
                 note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
                 progress.advance(line["num_samples"], note)
             shown = len(lines)
+            if (found := store.read_json(f"{folder}/{_BEAT}")) != beat:
+                beat = found
+                sign_of_life()
             if is_last:
                 return
 
@@ -336,12 +381,13 @@ class _Worker:
             num_workers=task.num_workers,
         )
         self.generator = torch.Generator()
-        self.train_feed = _Feed("train", task, task.batch_size, is_cached=task.is_cached)
+        self.last_beat = 0.0
+        self.train_feed = _Feed("train", task, task.batch_size, self._beat, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
         self.eval_feed = (
             None
             if self.rank >= task.num_eval_feeds
-            else _Feed(f"eval_{self.rank}", task, _EVAL_BATCH, is_cached=task.is_eval_cached)
+            else _Feed(f"eval_{self.rank}", task, _EVAL_BATCH, self._beat, is_cached=task.is_eval_cached)
         )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1
@@ -406,6 +452,13 @@ class _Worker:
             "num_eval": num_eval,
             "num_eval_unusable": self.task.num_eval - num_eval,
         }
+
+    def _beat(self) -> None:
+        """Let the driver know that this goes on: an epoch may take hours, and its line comes at the end."""
+        now = time.monotonic()
+        if self.rank == 0 and now - self.last_beat >= _BEAT_SECONDS:
+            self.last_beat = now
+            write_file(self.task.filesystem, f"{self.task.folder}/{_BEAT}", json.dumps({"at": now}).encode())
 
     def _sum_over_workers(self, values: Tensor) -> Tensor:
         if self.task.num_workers == 1:
@@ -503,8 +556,9 @@ class _Feed:
     window.
     """
 
-    def __init__(self, name: str, task: Task, batch_size: int, *, is_cached: bool) -> None:
+    def __init__(self, name: str, task: Task, batch_size: int, beat: Callable[[], None], *, is_cached: bool) -> None:
         self.name, self.batch_size, self.is_cached = name, batch_size, is_cached
+        self.beat = beat
         self.num_rows_expected = task.num_samples // task.num_workers
         self._cache: dict[str, Tensor] | None = None
         self._order = torch.empty(0, dtype=torch.long)
@@ -515,9 +569,9 @@ class _Feed:
 
     def batches(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
         """One epoch; shuffled, if there is a generator to do it by."""
-        if self.is_cached:
-            return self._from_cache(generator)
-        return self._streamed(generator)
+        for batch in self._from_cache(generator) if self.is_cached else self._streamed(generator):
+            self.beat()
+            yield batch
 
     def _streamed(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
         shard: Any = ray.train.get_dataset_shard(self.name)
@@ -542,6 +596,7 @@ class _Feed:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
         shard: Any = ray.train.get_dataset_shard(self.name)
         for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
+            self.beat()
             for name, values in batch.items():
                 parts[name].append(torch.from_numpy(np.array(values)))
         self._cache = {name: torch.cat(values) for name, values in parts.items()}

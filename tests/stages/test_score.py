@@ -1,9 +1,11 @@
 """Scoring: the numbers against a plain loop, bit for bit at any number of actors, and what becomes of bad images."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,6 +15,7 @@ from razor_ray.config import InputConfig, ScoreConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import ingest
+from razor_ray.stages import score as scoring
 from razor_ray.stages.score import QuarantineError, Resources, Scorer, check_quarantine, proxy_in_store, score
 from tests.conftest import png, write_shards
 
@@ -48,7 +51,7 @@ def scored_here(folder, path, *, batch_size=32, **settings):
     resources = Resources(1, 1.0, 0.0, batch_size, "float32")
     threads, cpus, io_threads = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
     try:
-        scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders)
+        scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders, "0")
         for piece in catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size):
             scorer.score_piece(piece)
     finally:
@@ -115,6 +118,98 @@ def test_bad_images_and_labels_are_quarantined_and_no_other_changes(tmp_path, di
     clean = scored_here(tmp_path / "clean", write_shards(digits, tmp_path / "in", 2), class_names=names)
     usable = np.isin(clean["sample_id"].to_numpy(), table["sample_id"].to_numpy())
     assert table.equals(clean.filter(pa.array(usable)))  # a bad row moves no other: the same bits
+
+
+@pytest.fixture(params=["local", "without rename"])
+def store(request, tmp_path):
+    """A run's folder on a disk, and on a filesystem that, like an object store, is not known to rename."""
+    found = RunStore(str(tmp_path / "run"))
+    if request.param == "without rename":
+        found.filesystem, found.root = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "run"
+    return found
+
+
+def written(store: RunStore) -> dict[str, int]:
+    """The scores files of a committed store and when they were written."""
+    infos = store.filesystem.get_file_info(store.files("scores"))
+    return {info.base_name: info.mtime_ns for info in infos}
+
+
+def test_only_what_is_missing_is_scored_again(tmp_path, digits, store, monkeypatch):
+    """A run dies between its two commits, and some pieces are gone: the others keep what they have, and all adds up."""
+    path = write_shards(bad_rows(digits), tmp_path / "bad", 4)
+    put_proxy(store)
+    catalog = catalogs.build(InputConfig(path=str(path), class_names=tuple("0123456789")))
+    config, proxy = ScoreConfig(num_workers=1, batch_size=32), proxy_in_store(store, "resnet9", 10, 8)
+    commit = RunStore.commit
+
+    def killed(self, stage, *arguments):
+        if stage == "scores":
+            raise KeyboardInterrupt
+        commit(self, stage, *arguments)
+
+    monkeypatch.setattr(RunStore, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        score(catalog, proxy, config, store, 0.02)
+    monkeypatch.setattr(RunStore, "commit", commit)
+    assert store.is_done("quarantine") and not store.is_done("scores")
+    first = sorted(store.finished("scores"))
+    assert len(first) == 4
+    lost = first[1]  # rows 100..199: two of the five bad ones
+    folder = store._work("scores")
+    store.filesystem.delete_file(f"{folder}/{lost}")
+    half = write_of_a_killed_actor(store, folder, lost)
+    scored_again = []
+    pieces = scoring._score_pieces
+    monkeypatch.setattr(scoring, "_score_pieces", lambda p, *rest: scored_again.extend(p) or pieces(p, *rest))
+    score(catalog, proxy, config, store, 0.02)
+    assert [(piece.shard_id, piece.first_row) for piece in scored_again] == [(1, 0)]
+    assert sorted(written(store)) == first
+    assert half not in [
+        info.base_name for info in store.filesystem.get_file_info(pafs.FileSelector(store.path("scores")))
+    ]
+    assert store.commit_facts("scores")["num_samples"] == 395
+    assert store.commit_facts("quarantine")["num_samples"] == 5
+    assert sum(store.commit_facts("quarantine")["reasons"].values()) == 5
+    quarantine = store.read("quarantine").sort_by("sample_id")
+    assert quarantine["row"].to_pylist() == [3, 50, 51, 0, 99]
+    whole = scored_here(tmp_path / "whole", path, class_names=tuple("0123456789"))
+    assert store.read("scores").sort_by("sample_id").combine_chunks().equals(whole)
+
+
+def write_of_a_killed_actor(store: RunStore, folder: str, name: str) -> str:
+    """As it leaves it: of its own name on a disk, and of another plan on a store without rename."""
+    half = (
+        f"_{name}.1234567"
+        if isinstance(store.filesystem, pafs.LocalFileSystem)
+        else name.replace(name[-20:-8], "0" * 12)
+    )
+    with store.filesystem.open_output_stream(f"{folder}/{half}") as stream:
+        stream.write(b"PAR1 and no more")
+    return half
+
+
+def test_what_decides_a_score_is_in_the_plan(tmp_path, digits):
+    path = write_shards(digits, tmp_path / "in", 2)
+    store = RunStore(str(tmp_path / "run"))
+    put_proxy(store)
+    proxy = proxy_in_store(store, "resnet9", 10, 8)
+    catalog = catalogs.build(InputConfig(path=str(path)))
+    resources = Resources(1, 1.0, 0.0, 32, "float32")
+    pieces = catalogs.pieces(catalog, max_rows=64, batch_size=32)
+    same = scoring._plan_hash(catalog, proxy, resources, pieces)
+    assert same == scoring._plan_hash(catalog, proxy, replace(resources, num_workers=7), pieces)
+    others = [
+        scoring._plan_hash(catalog, proxy, replace(resources, batch_size=64), pieces),
+        scoring._plan_hash(catalog, proxy, replace(resources, precision="bf16"), pieces),
+        scoring._plan_hash(catalog, replace(proxy, image_size=16), resources, pieces),
+        scoring._plan_hash(catalog, proxy, resources, pieces[:-1]),
+        scoring._plan_hash(replace(catalog, class_names=catalog.class_names[::-1]), proxy, resources, pieces),
+    ]
+    torch.manual_seed(1)
+    store.write_bytes("proxy/model.safetensors", model.save_weights(model.build("resnet9", 10)))
+    others.append(scoring._plan_hash(catalog, proxy, resources, pieces))
+    assert len({same, *others}) == 7
 
 
 def test_too_many_bad_images_stop_the_run(tmp_path, digits):

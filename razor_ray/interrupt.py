@@ -1,0 +1,55 @@
+"""End what the main thread does from another thread, with an error that says why."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Stop = Callable[[Exception], None]
+
+
+class StoppedError(RuntimeError):
+    """A run that was ended from within; what is finished is kept, and the message says why it could not go on."""
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """A block that any thread can end.
+
+    Yields
+    ------
+    callable
+        Takes an error, which then ends the block in the place of whatever it waits for; only the first counts. A block
+        that is not in the main thread, which is the only one that signals reach, ends with the error when it is done.
+    """
+    reasons: list[Exception] = []
+    ended = False
+    lock = threading.Lock()
+    is_main = threading.current_thread() is threading.main_thread()
+
+    def stop(error: Exception) -> None:
+        with lock:
+            if ended or reasons:
+                return
+            reasons.append(error)
+            if is_main:
+                # A real signal, as of Ctrl-C: it ends system calls too, and Ray's waits heed it.
+                signal.pthread_kill(_main_ident(), signal.SIGINT)
+
+    try:
+        yield stop
+        with lock:
+            ended = True
+    except KeyboardInterrupt:
+        if not reasons:
+            raise
+    if reasons:
+        raise reasons[0]
+
+
+def _main_ident() -> int:
+    ident = threading.main_thread().ident
+    assert ident is not None, "the main thread runs"
+    return ident

@@ -1,0 +1,67 @@
+"""Runs that are killed at a write, and begun again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+REPOSITORY = Path(__file__).parents[1]
+FAULTS = REPOSITORY / "tests" / "faults"
+SECONDS = 150
+"""That a run may take, lest one that hangs holds up everything."""
+
+
+def begin(arguments: list[str], log: Path, **faults: float) -> subprocess.CompletedProcess[str]:
+    """Run `razor-ray` in a process and with a Ray of its own, with faults as `tests/faults` describes them."""
+    environment = os.environ | {
+        "PYTHONPATH": f"{FAULTS}:{REPOSITORY}",
+        "FAULTS": json.dumps({"log": str(log)} | faults),
+    }
+    command = [sys.executable, "-m", "razor_ray.cli", *arguments]
+    return run(command, environment, SECONDS)
+
+
+def run(command: list[str], environment: dict[str, str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a process that starts a Ray of its own; after so many seconds it is ended, with all that it started."""
+    started = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        out, err = started.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, signal.SIGKILL)
+        out, err = started.communicate()
+        raise AssertionError(f"not at its end after {seconds} s: {out[-3000:]} {err[-3000:]}") from None
+    return subprocess.CompletedProcess(command, started.returncode, out, err)
+
+
+def steps(log: Path) -> list[str]:
+    """What was written, in order: 'open', 'close', 'done', 'commit' or 'committed', and the path."""
+    return [line.split(" ", 1)[1] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def result(run: Path) -> dict[str, pa.Table]:
+    """All that a run is for, by the name of the file."""
+    files = [path for stage in ("selection", "subset") for path in sorted((run / stage).glob("*.parquet"))]
+    assert files
+    return {f"{path.parent.name}/{path.name}": pq.read_table(path) for path in files}
+
+
+def scored(log: Path) -> list[str]:
+    """Files of scores that were written to their end, as often as they were; those of each round."""
+    return [line for line in steps(log) if line.startswith("done ") and "scores/part-" in line]
+
+
+def with_bad_images(table: pa.Table) -> pa.Table:
+    """Some images that cannot be used, in several shards."""
+    encoded = table["image"].to_pylist()
+    for row in (3, 150, 390):
+        encoded[row] = b"no image"
+    return table.set_column(0, "image", pa.array(encoded, pa.binary()))

@@ -1,0 +1,55 @@
+"""`make chaos`: runs that are killed at random points, over all stages, and begun again. Takes about half an hour.
+
+By hand, since it takes so long; `tests/test_chaos.py` is the short form. A failing seed alone:
+`pytest tests/chaos_long.py -k 'seed17'`.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests import chaos
+from tests.conftest import write_shards
+
+NUM_POINTS = 24
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, digits) -> tuple[Path, Path]:
+    """Input, and a run that nothing happened to: two ISPL rounds of a proxy that is trained."""
+    folder = tmp_path_factory.mktemp("chaos")
+    path = write_shards(chaos.with_bad_images(digits), folder / "in", 6)
+    ended = chaos.begin(arguments(path, folder / "whole"), folder / "log")
+    assert ended.returncode == 0, ended.stderr
+    return path, folder
+
+
+def arguments(path: Path, output: Path) -> list[str]:
+    options = ["--keep-fraction", "0.3", "--rounds", "2", "--proxy.epochs", "2", "--max-quarantine-fraction", "0.02"]
+    return ["prune", "--input", str(path), "--output", str(output), *options]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [pytest.param(seed, id=f"seed{seed}") for seed in range(NUM_POINTS)])
+def test_killed_and_begun_again(whole, tmp_path, seed):
+    path, folder = whole
+    steps = chaos.steps(folder / "log")
+    # One point of each stretch of the run, so that no stage is spared; every sixth time the disk is full instead.
+    low, high = (1 + len(steps) * number // NUM_POINTS for number in (seed, seed + 1))
+    at = random.Random(seed).randrange(low, high)
+    fault = "full" if seed % 6 == 5 else "kill"
+    command = arguments(path, tmp_path / "run")
+    first = chaos.begin(command, tmp_path / "first", **{fault: at})
+    print(f"{fault} at {at} of {len(steps)}, {steps[at - 1]}: status {first.returncode}")
+    # Ray itself begins a task or an actor again that was killed; only the driver's death ends a run.
+    assert first.returncode in ((1,) if fault == "full" else (0, -9)), first.stderr
+    if fault == "full":
+        assert "no space left on the disk" in first.stderr
+    second = chaos.begin(command, tmp_path / "second")
+    assert second.returncode == 0, second.stderr
+    assert chaos.result(tmp_path / "run") == chaos.result(folder / "whole")
+    scored = chaos.scored(tmp_path / "first") + chaos.scored(tmp_path / "second")
+    assert len(scored) - len(set(scored)) <= 2  # a piece for each of two actors

@@ -1,0 +1,104 @@
+"""Faults for tests: loaded by every Python process that has this folder on its path, the workers of Ray included.
+
+The environment variable FAULTS is JSON: `log`, a file that gets a line for every step of a write to a run's folder, by
+whichever process; `kill`, the number of the line at which the process that writes it is killed with signal 9, or
+`kill_when`, the end of that line; `full`, the line from which on the disk is full; `slow`, seconds that every file of
+scores takes.
+"""
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+
+FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
+TIMED = ("_lease.json", "_beat.json", "_preflight")  # written by the clock or before anything: no points to count
+
+
+def step(what: str, path: str) -> None:
+    """A moment at which a run may die."""
+    if any(name in path for name in TIMED):
+        return
+    log = os.open(FAULTS["log"], os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    os.write(log, f"{os.getpid()} {what} {path}\n".encode())
+    number = os.pread(log, 2**24, 0).count(b"\n")
+    os.close(log)
+    if number >= FAULTS.get("full", sys.maxsize):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+    is_named = "kill_when" in FAULTS and f"{what} {path}".endswith(FAULTS["kill_when"])
+    if number >= FAULTS.get("kill", sys.maxsize) or is_named:
+        try:
+            os.close(os.open(FAULTS["log"] + ".killed", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return  # once is enough
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def break_run_store(module) -> None:
+    aside, commit = module._aside, module.RunStore.commit
+
+    @contextmanager
+    def faulty_aside(filesystem, path):
+        step("open", path)
+        if "scores/part-" in path:
+            time.sleep(FAULTS.get("slow", 0))
+        with aside(filesystem, path) as target:
+            yield target
+            step("close", path)
+        step("done", path)
+
+    def faulty_commit(self, stage, *arguments):
+        step("commit", self.path(stage))
+        commit(self, stage, *arguments)
+        step("committed", self.path(stage))
+
+    module._aside, module.RunStore.commit = faulty_aside, faulty_commit
+
+
+def break_subset(module) -> None:
+    write = module._write_shard
+
+    def faulty_write(catalog, filesystem, path, *arguments):
+        step("open", path)
+        write(catalog, filesystem, path, *arguments)
+        step("done", path)
+
+    module._write_shard = faulty_write
+
+
+def yield_the_port(module) -> None:
+    """Not the port that every Ray of a machine wants for its agent: the tests' own Ray takes jobs by it."""
+    module.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT = 0
+
+
+BREAK = {
+    "razor_ray.run_store": break_run_store,
+    "razor_ray.stages.subset": break_subset,
+    "ray._private.ray_constants": yield_the_port,
+}
+
+
+class Breaker:
+    """Finds the modules to break, and breaks them when they have been loaded."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in BREAK:
+            return None
+        breaking = BREAK.pop(name)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def load_and_break(module):
+            load(module)
+            breaking(module)
+
+        spec.loader.exec_module = load_and_break
+        return spec
+
+
+if FAULTS:
+    sys.meta_path.insert(0, Breaker())

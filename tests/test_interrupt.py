@@ -1,0 +1,49 @@
+"""A thread ends what the main thread does."""
+
+import threading
+import time
+
+import pytest
+
+from razor_ray.interrupt import StoppedError, interruptible
+
+
+def test_a_wait_is_ended_with_the_first_reason():
+    started = time.monotonic()
+    with pytest.raises(StoppedError, match="^first$"), interruptible() as stop:
+        threading.Timer(0.05, lambda: (stop(StoppedError("first")), stop(StoppedError("second")))).start()
+        time.sleep(30)
+    assert time.monotonic() - started < 10
+
+
+def test_ctrl_c_is_ctrl_c():
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        raise KeyboardInterrupt
+
+
+def test_too_late_is_no_error():
+    with interruptible() as stop:
+        pass
+    stop(StoppedError("late"))
+    time.sleep(0.05)
+
+
+def test_outside_the_main_thread_it_ends_with_the_reason():
+    found = []
+
+    def work():
+        try:
+            with interruptible() as stop:
+                stop(StoppedError("reason"))
+        except StoppedError as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == ["reason"]
+
+
+def test_errors_of_the_block_come_out_as_they_are():
+    with pytest.raises(ZeroDivisionError), interruptible():
+        raise ZeroDivisionError
