@@ -6,6 +6,7 @@ import io
 import os
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from PIL import Image
 
 from razor_ray import sources
 from razor_ray.config import InputConfig
-from razor_ray.sources import InputError, Source
+from razor_ray.sources import InputError, Piece, Source
 
 
 def png(height: int = 8, width: int = 8, value: int = 0) -> bytes:
