@@ -67,7 +67,7 @@ def read(
         image = batch[config.image_column]
         places = [piece.path] * batch.num_rows
         found = {
-            "image": pa.array(image_bytes(image), pa.binary()),
+            "image": _encoded(image),
             "image_path": pa.array(image_paths(image), pa.string()),
             "label": batch[config.label_column],
             "key": _keys(batch, piece, piece.first_row + start, config),
@@ -81,7 +81,7 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     """Images of some rows of a shard, given in ascending order, some hundreds at a time, as `schema.READ_IMAGE`."""
     for table in read_rows(source, shard, rows, [config.image_column]):
         image = table[config.image_column]
-        yield pa.table([image_bytes(image), image_paths(image)], schema=schema.READ_IMAGE)
+        yield pa.table([_encoded(image), pa.array(image_paths(image), pa.string())], schema=schema.READ_IMAGE)
 
 
 def read_columns(source: Source, piece: Piece, columns: Sequence[str]) -> pa.Table:
@@ -135,9 +135,7 @@ def _batches(
 
 def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
     """Encoded images of a column of bytes, or of Hugging Face structs {bytes, path}."""
-    if pa.types.is_struct(column.type):
-        column = _field(column, "bytes")
-    return column.to_pylist()
+    return _encoded(column).to_pylist()
 
 
 def image_paths(column: pa.ChunkedArray) -> list[str | None]:
@@ -145,6 +143,10 @@ def image_paths(column: pa.ChunkedArray) -> list[str | None]:
     if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
         return _field(column, "path").to_pylist()
     return [None] * len(column)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return (_field(column, "bytes") if pa.types.is_struct(column.type) else column).cast(pa.binary())
 
 
 def _field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

@@ -42,6 +42,9 @@ _IMAGES_READ_AT_ONCE = 100
 _MAX_TEXT_BYTES = 2**20
 """Of a label or a .json member; more is no label."""
 
+_MAX_HEADER_BYTES = 2**20
+"""Of one header, with a long name and whatever else an extended one may say."""
+
 _LOCAL_BUFFER, _REMOTE_BUFFER = 2**13, 2**23
 """Bytes read ahead. On a disk skipping an image costs nothing; on an object store each read is a request."""
 
@@ -196,6 +199,19 @@ class _Tar:
         return content
 
 
+class _Headers:
+    """A tar's file as tarfile sees it. It reads headers only, and takes their word for how long a header is."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header at byte {self.tell()} claims {size} bytes")
+        return self._file.read(size)
+
+
 @contextmanager
 def _open(source: Source, shard: int, offset: int = 0) -> Iterator[_Tar]:
     """Open a tar at a byte; what is wrong with it becomes an InputError."""
@@ -208,7 +224,8 @@ def _open(source: Source, shard: int, offset: int = 0) -> Iterator[_Tar]:
                 file = gzip.GzipFile(fileobj=file)
             file.seek(offset)
             # The names' encoding must not depend on the machine's locale, and every key must be valid text.
-            yield _Tar(path, file, tarfile.TarFile(fileobj=file, encoding="utf-8", errors="backslashreplace"))
+            names = {"encoding": "utf-8", "errors": "backslashreplace"}
+            yield _Tar(path, file, tarfile.TarFile(fileobj=_Headers(file), **names))  # type: ignore[arg-type]
     except InputError:
         raise
     except _BROKEN as error:

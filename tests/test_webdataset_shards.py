@@ -308,6 +308,19 @@ def test_any_damage_is_told_or_harmless(tmp_path_factory, data):
         assert table.num_rows >= 6  # a changed name tears a sample apart, and loses none
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_without_end(tmp_path, kind):
+    # Each of these is small when it is packed, and would be large in memory or deep on the stack.
+    endless, deep = tarfile.TarInfo("header"), tarfile.TarInfo("header")
+    endless.type = deep.type = kind
+    endless.size, deep.size = 2**32, 0
+    for name, header in (("a.tar", endless.tobuf()), ("a.tar.gz", gzip.compress(endless.tobuf() + b"\0" * 2**22))):
+        with pytest.raises(InputError, match="claims 4294967296 bytes"):
+            inspect(broken(tmp_path, header, name))
+    with pytest.raises(InputError, match="cannot be read"):
+        inspect(broken(tmp_path, deep.tobuf() * 5000))
+
+
 def test_members_that_claim_to_be_enormous_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(webdataset_shards.headers, "MAX_FILE_BYTES", 1000)
     monkeypatch.setattr(webdataset_shards, "_MAX_TEXT_BYTES", 10)

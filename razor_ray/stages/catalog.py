@@ -63,10 +63,8 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
     """
     source = sources.find(config)
     num_shards = len(source.paths)
-    groups = [
-        tuple(range(start, min(start + _SHARDS_PER_TASK, num_shards)))
-        for start in range(0, num_shards, _SHARDS_PER_TASK)
-    ]
+    per_task = 1 if source.format == "webdataset" else _SHARDS_PER_TASK  # a tar is walked from end to end
+    groups = [tuple(range(start, min(start + per_task, num_shards))) for start in range(0, num_shards, per_task)]
     facts: list[sources.ShardFacts | None] = [None] * num_shards
     with stage("catalog", num_shards, "shards") as progress:
         for index, group in run_tasks(_inspect, ((source, g, config) for g in groups), name="catalog"):
