@@ -49,7 +49,7 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
     base : str
         The folder that holds the class folders.
     infos : list of FileInfo
-        All files in it; those that are no images by their names are left aside.
+        The images in it.
 
     Raises
     ------
@@ -58,15 +58,14 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
     """
     files = []
     for info in infos:
-        if is_image(info.base_name):
-            path = listing.relative(info, base)
-            if path.count("/") != 1:
-                raise InputError(
-                    f"{base} holds class folders, class/name.jpg, but also {path}. Name the folder whose sub-folders "
-                    "are the classes, or move the image into one."
-                )
-            class_name, _, name = path.partition("/")
-            files.append(_File(class_name, name, info.size or 0))
+        path = listing.relative(info, base)
+        if path.count("/") != 1:
+            raise InputError(
+                f"{base} holds class folders, class/name.jpg, but also {path}. Name the folder whose sub-folders "
+                "are the classes, or move the image into one."
+            )
+        class_name, _, name = path.partition("/")
+        files.append(_File(class_name, name, info.size or 0))
     if not files:
         raise InputError(f"{base} has no sub-folder with images. Class folders are class/name.jpg.")
     files.sort()

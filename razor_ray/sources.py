@@ -113,12 +113,14 @@ def _module(source: Source) -> ModuleType:
 
 def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: str) -> Source:
     infos = listing.in_folder(filesystem, folder)
-    files = listing.shard_files(filesystem, infos, folder)
-    by_format: dict[Format, list[pafs.FileInfo]] = {
-        "parquet": [info for info in files if _format(info) == "parquet"],
-        "webdataset": [info for info in files if _format(info) == "webdataset"],
-        "folders": [info for info in infos if _format(info) == "folders" and "/" in listing.relative(info, folder)],
-    }
+    by_format: dict[Format, list[pafs.FileInfo]] = {"parquet": [], "webdataset": [], "folders": []}
+    for info in infos:
+        if kind := _format(info):
+            by_format[kind].append(info)
+    for kind in ("parquet", "webdataset"):
+        by_format[kind] = listing.shard_files(filesystem, by_format[kind], folder)
+    images = by_format["folders"]
+    by_format["folders"] = [info for info in images if "/" in listing.relative(info, folder)]
     found: list[Format] = [name for name, of_format in by_format.items() if of_format]
     if config.format != "auto":
         chosen: Format = config.format
@@ -130,11 +132,10 @@ def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: st
             f"{config.path} holds {' and '.join(parts)}. Say which are meant with --input.format {' or '.join(found)}."
         )
     else:
-        loose = sum(_format(info) == "folders" for info in infos)
-        hint = f" Its {loose:,} images lie in no class folder: class/name.jpg." if loose else ""
+        hint = f" Its {len(images):,} images lie in no class folder: class/name.jpg." if images else ""
         raise InputError(f"{config.path} holds no .parquet file, no tar and no class folder.{hint} {_TAKES}")
     if chosen == "folders":
-        return class_folders.find(filesystem, folder, infos)
+        return class_folders.find(filesystem, folder, images)
     if not by_format[chosen]:
         raise InputError(f"{config.path} holds no {_NAMES[chosen]}. {_TAKES}")
     return _files(filesystem, folder, by_format[chosen], chosen)
