@@ -52,8 +52,8 @@ class InputConfig:
     subset survives a resharding of the input; without it by the sample's place (shard and row). Of tars and class
     folders: 'key' (of a tar's member, or class/name), 'name' (the key's last part), and of folders 'path'."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their integers. Found in the Parquet metadata if not given; those of
-    labels that are text, and of class folders, are sorted."""
+    """Names of the classes, in the order of their integers. Found in the Parquet metadata, or in class_names.json
+    beside tars, if not given; those of labels that are text, and of class folders, are sorted."""
 
     def __post_init__(self) -> None:
         if not self.path:

@@ -10,18 +10,14 @@ nothing but images, text and JSON is read, and nothing is unpacked onto a disk.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import itertools
 import json
 import tarfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,27 +28,19 @@ from razor_ray import headers, schema
 from razor_ray.config import LABEL, InputConfig
 from razor_ray.labels import is_integer
 from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
+from razor_ray.tar_stream import Tar, is_compressed, is_plain, members_of, open_tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
-UNREAD_SUFFIXES = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4", ".zip")
+UNREAD_SUFFIXES = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 """Archives that are told apart to be refused."""
+
+CLASS_NAMES = "class_names.json"
+"""A list of strings beside the tars."""
 
 _SAMPLES_PER_GROUP = 128
 _IMAGES_READ_AT_ONCE = 100
 _MAX_TEXT_BYTES = 2**20
 """Of a label or a .json member; more is no label."""
-
-_MAX_HEADER_BYTES = 2**20
-"""Of one header, with a long name and whatever else an extended one may say."""
-
-_LOCAL_BUFFER, _REMOTE_BUFFER = 2**13, 2**23
-"""Bytes read ahead. On a disk skipping an image costs nothing; on an object store each read is a request."""
-
-_BROKEN = (
-    # What tarfile and gzip are known to raise on files that are no tars, or are damaged.
-    *(tarfile.TarError, OSError, EOFError, zlib.error, pa.ArrowException),
-    *(ValueError, OverflowError, IndexError, RecursionError, MemoryError),
-)
 
 
 @dataclass(slots=True)
@@ -93,11 +81,19 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         raise InputError(
             f"WebDataset tars have no ids {config.id_column!r}. Pass --input.id-column key, or name for its last part."
         )
+    try:
+        return _inspect(source, shard, config)
+    except OSError as error:
+        raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
+
+
+def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
+    path = source.paths[shard]
     keys: set[str] = set()
     labels: Counter[str | None] = Counter()
     images, group_offsets, num_images = [], [], 0
     digest = hashlib.blake2b(source.sizes[shard].to_bytes(8, "little"), digest_size=16)
-    with _open(source, shard) as tar:
+    with open_tar(source, shard) as tar:
         for row, sample in enumerate(_samples(tar, config, lambda row: row < headers.NUM_PROBED)):
             if sample.key in keys:
                 raise InputError(
@@ -117,14 +113,14 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     kind, counts = _count(labels)
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
-    if _is_compressed(path):
+    if is_compressed(path):
         group_rows, group_offsets = ((num_samples,), [0]) if num_samples else ((), [])
     return ShardFacts(
         num_samples=num_samples,
         fingerprint=digest.hexdigest(),
         label_kind=kind,
         label_counts=counts,
-        class_names=None,
+        class_names=_class_names(source, shard),
         image_dimensions=headers.dimensions_of_some(images),
         group_rows=group_rows,
         group_offsets=tuple(group_offsets),
@@ -141,7 +137,7 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
     """
     assert piece.offset or not piece.first_row, "a tar is entered where a group begins"
     num_read = 0
-    with _open(source, piece.shard_id, piece.offset) as tar:
+    with open_tar(source, piece.shard_id, piece.offset) as tar:
         samples = itertools.islice(_samples(tar, config, lambda row: True), piece.num_rows)
         while batch := list(itertools.islice(samples, batch_size)):
             num_read += len(batch)
@@ -154,7 +150,7 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`."""
     wanted = set(rows.tolist())
     last = max(wanted, default=-1)
-    with _open(source, shard) as tar:
+    with open_tar(source, shard) as tar:
         samples = itertools.islice(_samples(tar, config, wanted.__contains__), last + 1)
         chosen = (sample for row, sample in enumerate(samples) if row in wanted)
         while batch := list(itertools.islice(chosen, _IMAGES_READ_AT_ONCE)):
@@ -183,63 +179,10 @@ def _problem(sample: _Sample) -> str | None:
     return sample.problem
 
 
-@dataclass(frozen=True, slots=True)
-class _Tar:
-    """A tar that is open: its file, and tarfile's view of it."""
-
-    path: str
-    file: BinaryIO
-    members: tarfile.TarFile
-
-    def content(self, member: tarfile.TarInfo) -> bytes:
-        self.file.seek(member.offset_data)
-        content = self.file.read(member.size)
-        if len(content) < member.size:
-            raise EOFError(f"it ends inside {member.name!r}")
-        return content
-
-
-class _Headers:
-    """A tar's file as tarfile sees it. It reads headers only, and takes their word for how long a header is."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header at byte {self.tell()} claims {size} bytes")
-        return self._file.read(size)
-
-
-@contextmanager
-def _open(source: Source, shard: int, offset: int = 0) -> Iterator[_Tar]:
-    """Open a tar at a byte; what is wrong with it becomes an InputError."""
-    path = source.paths[shard]
-    is_local = isinstance(source.filesystem, pafs.LocalFileSystem)
-    try:
-        with source.filesystem.open_input_file(source.path(shard)) as raw:
-            file: Any = io.BufferedReader(raw, _LOCAL_BUFFER if is_local else _REMOTE_BUFFER)
-            if _is_compressed(path):
-                file = gzip.GzipFile(fileobj=file)
-            file.seek(offset)
-            # The names' encoding must not depend on the machine's locale, and every key must be valid text.
-            names = {"encoding": "utf-8", "errors": "backslashreplace"}
-            yield _Tar(path, file, tarfile.TarFile(fileobj=_Headers(file), **names))  # type: ignore[arg-type]
-    except InputError:
-        raise
-    except _BROKEN as error:
-        raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
-
-
-def _is_compressed(path: str) -> bool:
-    return path.lower().endswith("gz")
-
-
-def _samples(tar: _Tar, config: InputConfig, wants_image: Callable[[int], bool]) -> Iterator[_Sample]:
+def _samples(tar: Tar, config: InputConfig, wants_image: Callable[[int], bool]) -> Iterator[_Sample]:
     """Samples from where the tar was entered, numbered from there; images only of those that are wanted."""
     sample, row = None, 0
-    for member in _members(tar):
+    for member in members_of(tar):
         key, suffix = _split(member.name)
         if key is None or member.isdir():
             continue
@@ -256,24 +199,6 @@ def _samples(tar: _Tar, config: InputConfig, wants_image: Callable[[int], bool])
         yield sample
 
 
-def _members(tar: _Tar) -> Iterator[tarfile.TarInfo]:
-    last = -1
-    while (member := tar.members.next()) is not None:
-        tar.members.members.clear()  # type: ignore[attr-defined]  # tarfile would keep all that it has seen
-        if member.size < 0 or member.offset <= last:
-            raise tarfile.ReadError(f"a header at byte {member.offset} leads backwards")
-        last = member.offset
-        yield member
-    # tarfile takes a header that it cannot read for the end. The end is two blocks of zeros, of which it has read one.
-    rest = tar.file.read(tarfile.RECORDSIZE)
-    if len(rest) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError("it is cut off: the end is not marked")
-    while rest:
-        if any(rest):
-            raise tarfile.ReadError(f"its header at byte {tar.members.offset} is damaged, or data follows its end")
-        rest = tar.file.read(tarfile.RECORDSIZE)
-
-
 def _split(name: str) -> tuple[str | None, str]:
     """Key and suffix of a member as WebDataset has them; no key for hidden files and names without a suffix.
 
@@ -285,12 +210,12 @@ def _split(name: str) -> tuple[str | None, str]:
     return (f"{folder}{slash}{stem}" if stem and dot else None), suffix.lower()
 
 
-def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: _Tar, is_wanted: bool) -> None:
+def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, is_wanted: bool) -> None:
     if sample.image_path is not None:
         sample.problem = "more than one image under this key"
         return
     sample.image_path, sample.image_bytes = member.name.rpartition("/")[2], member.size
-    if not _is_plain(member):
+    if not is_plain(member):
         sample.problem = "image is a link or device"
     elif member.size > headers.MAX_FILE_BYTES:
         sample.problem = "image file is too large"
@@ -298,22 +223,17 @@ def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: _Tar, is_wanted: b
         sample.image = tar.content(member)
 
 
-def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: _Tar, label_key: str) -> None:
+def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, label_key: str) -> None:
     """Take the label of a member: of .cls, unless a key of .json was named."""
     if suffix == "cls" and label_key != LABEL:
         return
     if suffix in sample.labels:
         sample.problem = f"more than one .{suffix} under this key"
-    elif not _is_plain(member) or member.size > _MAX_TEXT_BYTES:
+    elif not is_plain(member) or member.size > _MAX_TEXT_BYTES:
         sample.problem = f".{suffix} is a link, a device or too large"
     else:
         content = tar.content(member)
         sample.labels[suffix] = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
-
-
-def _is_plain(member: tarfile.TarInfo) -> bool:
-    # A sparse member may claim any size, all of it zeros that are nowhere.
-    return member.isreg() and not member.issparse()
 
 
 def _label_of_cls(content: bytes) -> str | None:
@@ -346,6 +266,19 @@ def _count(labels: Counter[str | None]) -> tuple[LabelKind | None, dict[Any, int
     for text, count in labels.items():
         counts[int(text) if text is not None and is_integer(text) else None] += count
     return "integer", dict(counts)
+
+
+def _class_names(source: Source, shard: int) -> tuple[str, ...] | None:
+    """Names of the integers, if a list of them lies beside the tar, as it does beside those of a subset."""
+    path = f"{source.path(shard).rpartition('/')[0]}/{CLASS_NAMES}"
+    if source.filesystem.get_file_info(path).type != pafs.FileType.File:
+        return None
+    try:
+        with source.filesystem.open_input_stream(path) as stream:
+            names = json.loads(stream.read())
+    except ValueError:
+        return None  # of another meaning
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _check_there_are(path: str, num_samples: int, num_images: int, num_labels: int, config: InputConfig) -> None:

@@ -61,11 +61,15 @@ def write_tars(filesystem: pafs.FileSystem, path: str, folder: str) -> list[int]
 def member_key(key: str) -> str:
     """A sample's key as a WebDataset key, which ends at the first dot; `urllib.parse.unquote` gives it back.
 
-    No name that results leads out of the folder that a tar is unpacked in.
+    An image file's suffix is left out, since the member gets its own. No name that results leads out of the folder
+    that a tar is unpacked in.
 
-    >>> member_key("train-00000.parquet:17"), member_key("./a.b/1"), member_key("/etc/../x")
+    >>> member_key("train-00000.parquet:17"), member_key("./a.b/1.jpg"), member_key("/etc/../x")
     ('train-00000%2Eparquet:17', './a.b/1', '%20/etc/%2E%2E/x')
     """
+    stem, _, end = key.rpartition(".")
+    if end.lower() in headers.SUFFIXES and stem.rpartition("/")[2]:
+        key = stem
     *folders, name = (part.translate(_QUOTED) or "%20" for part in key.split("/"))
     return "/".join([*("%2E%2E" if part == ".." else part for part in folders), name.replace(".", "%2E")])
 

@@ -150,6 +150,19 @@ def test_training_takes_each_format(runs, tmp_path):
     assert line["num_samples"] == 400
 
 
+def test_a_subset_as_tars_is_of_the_same_classes(tmp_path, digits, weights_file):
+    # Names that are not in the order of the alphabet: integers alone would lose them.
+    named = digits.slice(0, 200).set_column(
+        1, "label", pa.array([f"{9 - d}th" for d in digits["label"].to_pylist()[:200]])
+    )
+    run = tmp_path / "run"
+    folder = write_folders(named, tmp_path / "in")
+    assert prune(folder, run, weights_file, "--subset.webdataset") == 0
+    arguments = ["train", "--input", str(run / "subset-tars"), "--eval", str(run / "subset")]
+    arguments += ["--output", str(tmp_path / "train"), "--epochs", "1", "--arch", "resnet9"]
+    assert main(arguments) == 0
+
+
 def test_weights_are_parquets_alone(runs, tmp_path, capfd):
     arguments = ["train", "--input", str(runs / "in-folders"), "--output", str(tmp_path / "train"), "--use-weights"]
     assert main(arguments) == 2

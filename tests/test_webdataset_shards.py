@@ -145,6 +145,22 @@ def test_what_a_user_has_to_mend(tmp_path, members, settings, message):
         inspect(write_tar(tmp_path / "a.tar", members), **settings)
 
 
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b'["cat", "dog"]', ("cat", "dog")),
+        (b'{"cat": 0}', None),
+        (b'["cat", 1]', None),
+        (b"\xff", None),
+    ],
+)
+def test_class_names_beside_the_tars(tmp_path, content, names):
+    path = write_tar(tmp_path / "a.tar", sample("a"))
+    assert inspect(path).class_names is None
+    (tmp_path / "class_names.json").write_bytes(content)
+    assert inspect(path).class_names == names
+
+
 # Entering a tar.
 
 
@@ -339,3 +355,14 @@ def test_a_tar_that_changed_after_it_was_catalogued(tmp_path):
     write_tar(path, [m for row in range(5) for m in sample(f"{row}")])
     with pytest.raises(InputError, match=r"shard a\.tar is shorter than it was"):
         list(sources.read(source, shards.Piece(0, "a.tar", 0, 9), config, 4))
+
+
+def test_a_tar_that_has_gone(tmp_path):
+    path = write_tar(tmp_path / "a.tar", sample("a"))
+    config = InputConfig(path=str(path))
+    source = sources.find(config)
+    path.unlink()
+    with pytest.raises(InputError, match=r"shard a\.tar cannot be read"):
+        sources.inspect(source, 0, config)
+    with pytest.raises(FileNotFoundError):  # an object store that fails may be back when the run goes on
+        list(sources.read(source, shards.Piece(0, "a.tar", 0, 1), config, 4))

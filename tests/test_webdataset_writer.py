@@ -52,8 +52,15 @@ def test_a_key_comes_back_and_leads_nowhere(key):
     assert _split(name) == (member_key(key), "jpg")
     parts = name.split("/")
     assert ".." not in parts and "" not in parts and "\0" not in name
-    # A space stands for an empty part; nothing else changes.
+    # A space stands for an empty part, and a suffix is an image's; nothing else changes.
     assert unquote(member_key(key)) == "/".join(part or " " for part in key.split("/"))
+
+
+def test_a_files_name_is_not_given_two_suffixes():
+    assert member_key("cat/1.JPEG") == "cat/1"
+    assert member_key("cat/1.v2.png") == "cat/1%2Ev2"
+    assert member_key("cat/.png") == "cat/%2Epng"
+    assert member_key("jpg") == "jpg"
 
 
 def test_tars_are_cut_ordered_and_the_same_each_time(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from razor_ray import labels, schema, sources, webdataset_writer
+from razor_ray import labels, schema, sources, webdataset_shards, webdataset_writer
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, aside, write_file
 from razor_ray.stages import exchange, runtime
@@ -60,10 +60,10 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
 def write_tars(class_names: Sequence[str], store: RunStore) -> None:
     """Write the committed subset as WebDataset tars too, and commit the stage `subset-tars`.
 
-    Labels are the integers of the run, as readers of .cls want them; class_names.json names them.
+    Labels are the integers of the run, as readers of .cls want them; `webdataset_shards.CLASS_NAMES` names them.
     """
     folder = store.begin("subset-tars")
-    write_file(store.filesystem, f"{folder}/class_names.json", json.dumps(list(class_names)).encode())
+    write_file(store.filesystem, f"{folder}/{webdataset_shards.CLASS_NAMES}", json.dumps(list(class_names)).encode())
     calls = ((store.filesystem, path, folder) for path in store.files("subset"))
     num_samples = store.commit_facts("subset")["num_samples"]
     with stage("tars", num_samples) as progress:
