@@ -203,7 +203,7 @@ def _split(name: str) -> tuple[str | None, str]:
     """Key and suffix of a member as WebDataset has them; no key for hidden files and names without a suffix.
 
     >>> _split("train/0001.seg.PNG"), _split("./a.b/7.jpg"), _split("x/._7.jpg"), _split("README")
-    (('train/0001', 'seg.png'), ('./a.b/7', 'jpg'), (None, 'png'), (None, ''))
+    (('train/0001', 'seg.png'), ('./a.b/7', 'jpg'), (None, '_7.jpg'), (None, ''))
     """
     folder, slash, base = name.rpartition("/")
     stem, dot, suffix = base.partition(".")
