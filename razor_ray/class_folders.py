@@ -99,13 +99,13 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     files = _list_run(source, shard)
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        digest.update(f"{file.path}\0{file.size}\0".encode(errors="surrogateescape"))
+        digest.update(f"{file.path}\0{file.size}\0".encode())
     some = [_read_file(source, file)[0] for file in files[: headers.NUM_PROBED]]
     return ShardFacts(
         num_samples=len(files),
         fingerprint=digest.hexdigest(),
         label_kind="string",
-        label_counts=dict(Counter(_text(file.class_name) for file in files)),
+        label_counts=dict(Counter(file.class_name for file in files)),
         class_names=None,
         image_dimensions=headers.dimensions_of_some(some),
         group_rows=(len(files),),
@@ -119,8 +119,8 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
             images, problems = zip(*pool.map(lambda file: _read_file(source, file), batch), strict=True)
-            paths = [_text(file.path) for file in batch]
-            labels = [_text(file.class_name) for file in batch]
+            paths = [file.path for file in batch]
+            labels = [file.class_name for file in batch]
             keys = [_id(path, config) for path in paths]
             yield pa.table([images, paths, labels, keys, paths, problems], schema=schema.READ)
 
@@ -132,7 +132,7 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
         for start in range(0, len(rows), _IMAGES_READ_AT_ONCE):
             chosen = [files[row] for row in rows[start : start + _IMAGES_READ_AT_ONCE].tolist()]
             images = [image for image, _ in pool.map(lambda file: _read_file(source, file), chosen)]
-            yield pa.table([images, [_text(file.path) for file in chosen]], schema=schema.READ_IMAGE)
+            yield pa.table([images, [file.path for file in chosen]], schema=schema.READ_IMAGE)
 
 
 def _list_run(source: Source, shard: int) -> list[_File]:
@@ -184,8 +184,3 @@ def _id(path: str, config: InputConfig) -> str:
     class_name, _, name = path.partition("/")
     stem = name.partition(".")[0]
     return stem if config.id_column == "name" else f"{class_name}/{stem}"
-
-
-def _text(name: str) -> str:
-    """A file's name as text that is valid: on Linux a name is any bytes."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -8,13 +8,25 @@ import re
 
 import pyarrow.fs as pafs
 
+from razor_ray.shards import InputError
+
 WILDCARDS = "*?["
 
 
 def in_folder(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
-    """Files in a folder and its subfolders, but for those with a name that begins with '.' on their way."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-    return _visible(infos, folder)
+    """Files in a folder and its subfolders, but for those with a name that begins with '.' on their way.
+
+    Raises
+    ------
+    InputError
+        If a name is not UTF-8, which nothing that follows could write down.
+    """
+    try:
+        infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+        return _visible(infos, folder)
+    except UnicodeDecodeError as error:
+        name = error.object.decode(errors="backslashreplace")
+        raise InputError(f"{name} is not a name in UTF-8. Rename it.") from error
 
 
 def matching(filesystem: pafs.FileSystem, pattern: str) -> tuple[str, list[pafs.FileInfo]]:

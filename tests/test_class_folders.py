@@ -141,6 +141,13 @@ def test_what_is_no_tree_of_class_folders(tmp_path, paths, message):
         find(put(tmp_path, *paths))
 
 
+def test_a_name_that_is_no_text(tmp_path):
+    put(tmp_path, "a/1.png")
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(image())
+    with pytest.raises(InputError, match=r"caf\\xe9\.png is not a name in UTF-8"):
+        find(tmp_path)
+
+
 def test_an_unknown_id(tmp_path):
     put(tmp_path, "a/1.png")
     config = InputConfig(path=str(tmp_path), id_column="uid")
