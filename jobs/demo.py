@@ -19,7 +19,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from razor_ray import sources
+from razor_ray import labels
 from razor_ray.cli import run
 from razor_ray.run_store import RunStore
 from razor_ray.stages.runtime import session
@@ -76,7 +76,7 @@ def write_digits(folder: Path) -> None:
                     "image": pa.array([_png(digits.images[row]) for row in rows], pa.binary()),
                     "label": pa.array(digits.target[rows], pa.int64()),
                 }
-            ).replace_schema_metadata(sources.class_names_metadata(names))
+            ).replace_schema_metadata(labels.class_names_metadata(names))
             pq.write_table(table, folder / "digits" / split / f"{split}-{shard:05d}.parquet")
 
 

@@ -18,11 +18,15 @@ import typeguard
 import tyro
 
 Auto = Literal["auto"]
+Format = Literal["auto", "parquet", "webdataset", "folders"]
 Quota = Literal["ispl", "proportional", "uniform", "recall"]
 Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
 Hardness = Literal["auto", "el2n", "loss", "margin", "entropy", "mean_el2n", "dyn_unc", "dual", "aum", "forgetting"]
 DYNAMICS = ("mean_el2n", "dyn_unc", "dual", "aum", "forgetting")
 """Those that take a proxy which is trained in the run: they are of its epochs."""
+
+LABEL = "label"
+"""What the labels are called unless the user says otherwise."""
 
 MAX_PROXY_EPOCHS = 63
 """Whether a sample was right is kept as a bit for each epoch of an int64."""
@@ -36,20 +40,26 @@ class InputConfig:
     """Where the labelled images are, and what their columns are called."""
 
     path: Annotated[str, _Flat]
-    """Parquet file, folder or glob; local or a URI such as s3://bucket/train."""
+    """Parquet or WebDataset tars (a file, a folder or a glob), or a folder of class folders; local or a URI such as
+    s3://bucket/train."""
+    format: Format = "auto"
+    """'auto' looks at what is there. 'webdataset': tars; 'folders': class/name.jpg."""
     image_column: str = "image"
-    """Encoded images: bytes, or the Hugging Face struct {bytes, path}."""
-    label_column: str = "label"
-    """Integers 0..C-1, or strings."""
+    """Of Parquet. Encoded images: bytes, or the Hugging Face struct {bytes, path}."""
+    label_column: str = LABEL
+    """Integers 0..C-1, or strings. Of tars: the key in .json members; as long as it is 'label', a .cls member comes
+    first."""
     id_column: str | None = None
     """A column that names each sample for good. With it every random choice is keyed by that name, so that the
-    subset survives a resharding of the input; without it by the sample's place (shard and row)."""
+    subset survives a resharding of the input; without it by the sample's place (shard and row). Of tars and class
+    folders: 'key' (of a tar's member, or class/name), 'name' (the key's last part), and of folders 'path'."""
     class_names: tuple[str, ...] | None = None
-    """Names of the classes, in the order of their integers. Found in the Parquet metadata if not given."""
+    """Names of the classes, in the order of their integers. Found in the Parquet metadata, or in class_names.json
+    beside tars, if not given; those of labels that are text, and of class folders, are sorted."""
 
     def __post_init__(self) -> None:
         if not self.path:
-            raise ValueError("input must name a Parquet file, folder or glob, got an empty path.")
+            raise ValueError("input must name a file, a folder or a glob, got an empty path.")
         _check_no_secret("input", self.path)
         _check_class_names(self.class_names)
 
@@ -59,10 +69,12 @@ class EvalConfig:
     """Held-out images to measure accuracy on."""
 
     path: Annotated[str | None, _Flat] = None
-    """Parquet file, folder or glob with held-out images."""
+    """Held-out images, in any of the input's formats."""
+    format: Format = "auto"
+    """As for the input."""
     image_column: str = "image"
     """As for the input."""
-    label_column: str = "label"
+    label_column: str = LABEL
     """As for the input."""
 
     def __post_init__(self) -> None:
@@ -72,7 +84,9 @@ class EvalConfig:
         """The same as an input; None if there are no held-out images."""
         if self.path is None:
             return None
-        return InputConfig(path=self.path, image_column=self.image_column, label_column=self.label_column)
+        return InputConfig(
+            path=self.path, format=self.format, image_column=self.image_column, label_column=self.label_column
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +212,16 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SubsetConfig:
+    """What is written besides subset/, which is Parquet always. May be asked for of a finished run."""
+
+    webdataset: bool = False
+    """Write the kept images as WebDataset tars too, into subset-tars/."""
+    ids: bool = False
+    """Write a list of what is kept too, subset_ids.txt: a key in each line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PruneConfig:
     """From labelled images to a smaller Parquet dataset."""
 
@@ -228,6 +252,8 @@ class PruneConfig:
     """Interclass sampling."""
     sample: SampleConfig = field(default_factory=SampleConfig)
     """Intraclass sampling."""
+    subset: SubsetConfig = field(default_factory=SubsetConfig)
+    """The result."""
 
     def __post_init__(self) -> None:
         check_keep_fraction(self.keep_fraction)
@@ -290,7 +316,7 @@ class LearningConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig(LearningConfig):
-    """Train a network on a subset, or on any labelled images in Parquet."""
+    """Train a network on a subset, or on any labelled images."""
 
     input: InputConfig
     """Images to train on: RUN/subset, or the whole dataset."""
@@ -435,6 +461,7 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
 
 _NO_EFFECT_ON_RESULTS = {
     *("output", "score.num_workers", "max_quarantine_fraction", "full_epochs", "stall_timeout"),
+    *("subset.webdataset", "subset.ids"),
     *("methods", "keep_fractions", "seeds", "budgets", "train_on_all", "other_runs"),
 }
 

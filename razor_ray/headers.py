@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 """A header that promises more is refused before a pixel is decoded (decompression bombs)."""
 
+MAX_FILE_BYTES = 2**30
+"""A larger file is not read for an image; no format needs as much for `MAX_PIXELS`."""
+
 SMALL_IMAGE = 64
 """Images up to this side are seen whole and at their own size; larger ones as a central crop of 224."""
 
+
+NUM_PROBED = 8
+"""Images of a shard that are looked at to tell how large its images are."""
+
+SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
+"""Of files that are taken for images where only a name tells, in lower case."""
 
 # Formats that hold pixels. Pillow knows more, and hands some of those (EPS, which is a program) to other programs.
 Image.init()
@@ -48,6 +59,15 @@ def dimensions(encoded: bytes) -> tuple[int, int]:
     """
     image = open_image(encoded)
     return image.height, image.width
+
+
+def dimensions_of_some(encoded: Iterable[bytes | None]) -> tuple[tuple[int, int], ...]:
+    """Height and width of the images among these; what is none is left out, for the scoring pass to quarantine."""
+    found = []
+    for content in encoded:
+        with suppress(ImageError):
+            found.append(dimensions(content or b""))
+    return tuple(found)
 
 
 def open_image(encoded: bytes) -> Image.Image:

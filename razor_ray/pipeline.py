@@ -23,7 +23,7 @@ from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
 from razor_ray.stages.score import Proxy, check_quarantine, check_resources, proxy_in_store, score
-from razor_ray.stages.subset import write_subset
+from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
 _ROUNDS = "_rounds"
@@ -60,6 +60,10 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         stages.once("weights", lambda: _weigh(config, catalog, store))
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
         stages.once("subset", lambda: write_subset(catalog, store))
+        if config.subset.webdataset:
+            stages.once("subset-tars", lambda: write_tars(catalog.class_names, store))
+        if config.subset.ids:
+            write_ids(store)
         result = manifest.write(store, config, weighing.read(store).table)
         report.write(store, result)
     cost = result["scoring_cost"]

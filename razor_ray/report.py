@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from razor_ray import charts, images, schema, sources
+from razor_ray import charts, images, parquet_shards, schema
 from razor_ray.headers import ImageError
 from razor_ray.markup import Html, percent, tag
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
@@ -164,7 +164,7 @@ def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes | Non
                 if any(limits.min <= identity <= limits.max for identity in wanted):
                     table = file.read_row_group(group, columns=["sample_id", "image"])
                     table = table.filter(pc.field("sample_id").isin(wanted))
-                    content = sources.image_bytes(table["image"])
+                    content = parquet_shards.image_bytes(table["image"])
                     found |= zip(table["sample_id"].to_pylist(), content, strict=True)
     return found
 

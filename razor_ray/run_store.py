@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
@@ -31,23 +32,38 @@ COST = "_cost.json"
 _STAGING = "_staging"
 _FILES = "files"
 
+_OF_PYARROW = ("file", "s3", "gs", "hdfs")
+_TAKES = "Use a local path, or s3://, gs:// or hdfs://, hf:// and whatever else fsspec opens."
+
 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The filesystem and the path in it of a URI or a local path.
+    """The filesystem and the path in it of a URI or a local path: pyarrow's own, or else one that fsspec knows.
 
     Local paths are made absolute, since the working directory differs between the driver and the workers.
 
     Raises
     ------
     ValueError
-        If the URI's scheme is not one that pyarrow knows.
+        If neither knows the URI's scheme, or the package for it is missing.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
-        return pafs.FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ValueError(f"cannot open {uri}: {error}. Use a local path, or s3://, gs:// or hdfs://.") from error
+        if not uri.startswith("hf://"):
+            return pafs.FileSystem.from_uri(uri)
+    except pa.ArrowNotImplementedError as error:
+        raise ValueError(f"cannot open {uri}: {error}. {_TAKES}") from error
+    except pa.ArrowInvalid as error:
+        scheme = uri.partition("://")[0]
+        if scheme in _OF_PYARROW or scheme not in fsspec.available_protocols():
+            raise ValueError(f"cannot open {uri}: {error}. {_TAKES}") from error
+    try:
+        filesystem, path = fsspec.url_to_fs(uri)
+    except ImportError as error:
+        raise ValueError(f"cannot open {uri}: a package is missing here. {error}.") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(f"cannot open {uri}: {error}. {_TAKES}") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 class RunStore:
@@ -258,18 +274,18 @@ class RunStore:
 def write_file(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
     """Write a small file whole or not at all, and the folder that it is in."""
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    with _aside(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
+    with aside(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
         stream.write(content)
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, **options: Any) -> None:
     """Write one Parquet file (zstd) whole or not at all."""
-    with _aside(filesystem, path) as target:
+    with aside(filesystem, path) as target:
         pq.write_table(table, target, filesystem=filesystem, compression="zstd", **options)
 
 
 @contextmanager
-def _aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+def aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Where to write a file that is to be there whole or not at all.
 
     A local write can stop half-way, so it goes to a name that no reader takes for data and is renamed when it has ended

@@ -18,9 +18,29 @@ CATALOG = pa.schema(
         pa.field("num_bytes", pa.int64(), nullable=False),
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("num_samples", pa.int64(), nullable=False),
+        pa.field("group_rows", pa.list_(pa.int64()), nullable=False),
+        pa.field("group_offsets", pa.list_(pa.int64()), nullable=False),
     ]
 )
-"""A row per shard. `path` is relative to the input; facts of the whole input are JSON in the schema's metadata."""
+"""A row per shard. `path` is relative to the input; `group_rows` and `group_offsets` are where the shard can be
+entered, as `shards.ShardFacts` has them. Facts of the whole input are JSON in the schema's metadata."""
+
+READ = pa.schema(
+    [
+        pa.field("image", pa.binary()),
+        pa.field("image_path", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("place", pa.string(), nullable=False),
+        pa.field("problem", pa.string()),
+    ]
+)
+"""A row per sample as an input's shard is read, whatever the format; labels of Parquet may also be integers. `image`
+is encoded, `image_path` its file's name if it has one, `key` the sample's name, `place` what the quarantine calls its
+path, `problem` why it cannot be used, if reading tells. With `weight` if that is asked for."""
+
+READ_IMAGE = pa.schema([READ.field("image"), READ.field("image_path")])
+"""A row per image as the subset is copied."""
 
 QUARANTINE = pa.schema(
     [
@@ -75,7 +95,7 @@ SUBSET = pa.schema(
         pa.field("weight", pa.float32()),
     ]
 )
-"""A row per kept image. Labels are the integers of the run; `sources.hugging_face_metadata` names them. None is null,
+"""A row per kept image. Labels are the integers of the run; `labels.hugging_face_metadata` names them. None is null,
 but Hugging Face `datasets` takes a column for an image or a class only if its field may be."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,15 +43,20 @@ def ray_session() -> Iterator[str]:
         yield f"http://{address}"
 
 
-@pytest.fixture(scope="session")
-def cifar10() -> Path:
-    """CIFAR-10 as Parquet. Absent on a developer's machine, tests that use it are skipped; in CI that is a failure."""
-    folder = DATA / "cifar10"
+def real_data(name: str) -> Path:
+    """A folder of real data. Where it is absent, tests that use it are skipped; in CI that is a failure."""
+    folder = DATA / name
     if not folder.exists():
         if os.environ.get("CI") == "true":
             pytest.fail(f"CI must have the real data at {folder}")
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """CIFAR-10 as Parquet."""
+    return real_data("cifar10")
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -81,4 +87,34 @@ def write_shards(table: pa.Table, folder: Path, num_shards: int, row_group_size:
     for shard in range(num_shards):
         part = table.slice(bounds[shard], bounds[shard + 1] - bounds[shard])
         pq.write_table(part, folder / f"train-{shard:05d}.parquet", row_group_size=row_group_size)
+    return folder
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
+    """A tar of regular files, in order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_tars(table: pa.Table, folder: Path, num_shards: int) -> Path:
+    """The same table as WebDataset tars: name.png and name.cls, in order."""
+    bounds = np.linspace(0, table.num_rows, num_shards + 1).astype(int)
+    for shard in range(num_shards):
+        members = []
+        for row in table.slice(bounds[shard], bounds[shard + 1] - bounds[shard]).to_pylist():
+            members += [(f"{row['name']}.cls", str(row["label"]).encode()), (f"{row['name']}.png", row["image"])]
+        write_tar(folder / f"train-{shard:05d}.tar", members)
+    return folder
+
+
+def write_folders(table: pa.Table, folder: Path, suffix: str = "png") -> Path:
+    """The same table as class folders: label/name.png."""
+    for row in table.to_pylist():
+        (folder / str(row["label"])).mkdir(parents=True, exist_ok=True)
+        (folder / str(row["label"]) / f"{row['name']}.{suffix}").write_bytes(row["image"])
     return folder

@@ -277,7 +277,7 @@ def assert_one_line(shown: str, message: str) -> None:
         ("prune", ["--keep-fraction", "30"], "to keep 30 % pass 0.3."),
         ("prune", ["--seed", "-1"], "seed must be in"),
         ("prune", ["--max-quarantine-fraction", "2"], "max_quarantine_fraction must be in [0, 1], got 2"),
-        ("prune", ["--input", ""], "input must name a Parquet file, folder or glob, got an empty path."),
+        ("prune", ["--input", ""], "input must name a file, a folder or a glob, got an empty path."),
         ("prune", ["--output", ""], "output must name the run's folder"),
         ("prune", ["--proxy.epochs", "0"], "proxy.epochs must be in 1..63, got 0."),
         ("prune", ["--score.batch-size", "0"], "score.batch_size must be at least 1, got 0."),

@@ -306,7 +306,7 @@ def test_local_paths_are_absolute(tmp_path, monkeypatch):
         assert path.rstrip("/") == str(expected)
 
 
-@pytest.mark.parametrize("uri", ["nosuch://bucket/run", "http://host/run", "file://relative/run", "://", "a://"])
+@pytest.mark.parametrize("uri", ["nosuch://bucket/run", "file://relative/run", "://", "a://"])
 def test_unknown_filesystems_are_explained(uri):
     with pytest.raises(ValueError, match=rf"cannot open {uri}: .*Use a local path, or s3://, gs:// or hdfs://"):
         open_filesystem(uri)

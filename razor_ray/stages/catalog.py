@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from razor_ray import headers, schema, sources
+from razor_ray import headers, labels, schema, shards, sources
 from razor_ray.config import Auto, InputConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
@@ -30,7 +30,7 @@ class Catalog:
     table: pa.Table
     """Of `schema.CATALOG`."""
     class_names: tuple[str, ...]
-    label_kind: sources.LabelKind
+    label_kind: shards.LabelKind
     network_size: int
     """Side in pixels that suits the images."""
     class_sizes: tuple[int, ...]
@@ -45,11 +45,6 @@ class Catalog:
     def num_samples(self) -> int:
         """Rows of all shards."""
         return sum(self.table["num_samples"].to_pylist())
-
-    def columns(self) -> list[str]:
-        """Columns of the input that a sample is made of."""
-        columns = [self.input.image_column, self.input.label_column]
-        return [*columns, self.input.id_column] if self.input.id_column else columns
 
 
 def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
@@ -67,10 +62,11 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
         If the input is not there, a shard cannot be read, or the labels make no classes.
     """
     source = sources.find(config)
-    shards = range(len(source.paths))
-    groups = [tuple(shards[start : start + _SHARDS_PER_TASK]) for start in range(0, len(shards), _SHARDS_PER_TASK)]
-    facts: list[sources.ShardFacts | None] = [None] * len(shards)
-    with stage("catalog", len(shards), "shards") as progress:
+    num_shards = len(source.paths)
+    per_task = 1 if source.format == "webdataset" else _SHARDS_PER_TASK  # a tar is walked from end to end
+    groups = [tuple(range(start, min(start + per_task, num_shards))) for start in range(0, num_shards, per_task)]
+    facts: list[sources.ShardFacts | None] = [None] * num_shards
+    with stage("catalog", num_shards, "shards") as progress:
         for index, group in run_tasks(_inspect, ((source, g, config) for g in groups), name="catalog"):
             for shard, fact in zip(groups[index], group, strict=True):
                 facts[shard] = fact
@@ -126,13 +122,12 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
 
 def pieces(catalog: Catalog, *, max_rows: int, batch_size: int) -> list[sources.Piece]:
     """All pieces of the input, in order of shard and row."""
-    shards = range(len(catalog.source.paths))
-    groups = [tuple(shards[start : start + _SHARDS_PER_TASK]) for start in range(0, len(shards), _SHARDS_PER_TASK)]
-    planned: list[list[sources.Piece]] = [[] for _ in groups]
-    calls = ((catalog.source, group, max_rows, batch_size) for group in groups)
-    for index, found in run_tasks(_plan, calls, name="plan pieces"):
-        planned[index] = found
-    return [piece for group in planned for piece in group]
+    columns = (catalog.table[name].to_pylist() for name in ("path", "group_rows", "group_offsets"))
+    return [
+        piece
+        for shard, (path, rows, offsets) in enumerate(zip(*columns, strict=True))
+        for piece in shards.cut(shard, path, rows, offsets, max_rows, batch_size)
+    ]
 
 
 def choose_size(size: int | Auto, catalog: Catalog) -> int:
@@ -140,30 +135,22 @@ def choose_size(size: int | Auto, catalog: Catalog) -> int:
     return catalog.network_size if size == "auto" else size
 
 
-def _inspect(source: sources.Source, shards: tuple[int, ...], config: InputConfig) -> list[sources.ShardFacts]:
-    return [sources.inspect(source, shard, config) for shard in shards]
-
-
-def _plan(source: sources.Source, shards: tuple[int, ...], max_rows: int, batch_size: int) -> list[sources.Piece]:
-    return [
-        sources.Piece(shard, source.paths[shard], first_row, num_rows)
-        for shard in shards
-        for first_row, num_rows in sources.plan_pieces(sources.row_groups(source, shard), max_rows, batch_size)
-    ]
+def _inspect(source: sources.Source, group: tuple[int, ...], config: InputConfig) -> list[sources.ShardFacts]:
+    return [sources.inspect(source, shard, config) for shard in group]
 
 
 def _assemble(
     source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts], like: Catalog | None
 ) -> Catalog:
-    kinds = {fact.label_kind for fact in facts}
+    kinds: dict[shards.LabelKind, str] = {
+        fact.label_kind: path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind
+    }
     if len(kinds) > 1:
-        odd = next(
-            path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind != facts[0].label_kind
-        )
         raise sources.InputError(
-            f"column {config.label_column!r} holds integers in some shards and strings in others (see {odd})."
+            f"{config.label_column!r} holds integers in some shards and strings in others (see {kinds['integer']} and "
+            f"{kinds['string']})."
         )
-    kind = facts[0].label_kind
+    kind: shards.LabelKind = next(iter(kinds)) if kinds else "string"
     counts: Counter[Any] = Counter()
     for fact in facts:
         counts.update(fact.label_counts)
@@ -176,7 +163,7 @@ def _assemble(
             f"trained on ({', '.join(like.class_names[:3])}, ...), so its integers mean other classes."
         )
     given = like.class_names if like else config.class_names
-    names = sources.resolve_class_names(given, in_metadata, kind, counts)
+    names = labels.resolve_class_names(given, in_metadata, kind, counts)
     sizes = [headers.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
     return Catalog(
         source=source,
@@ -208,6 +195,8 @@ def _table(source: sources.Source, facts: list[sources.ShardFacts]) -> pa.Table:
         "num_bytes": source.sizes,
         "fingerprint": [fact.fingerprint for fact in facts],
         "num_samples": [fact.num_samples for fact in facts],
+        "group_rows": [fact.group_rows for fact in facts],
+        "group_offsets": [fact.group_offsets for fact in facts],
     }
     table = pa.table([pa.array(columns[field.name], field.type) for field in schema.CATALOG], schema=schema.CATALOG)
     return schema.check(table, schema.CATALOG, "catalog")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import pyarrow as pa
 import ray.data
 from numpy.typing import NDArray
 
-from razor_ray import images, schema, sources
+from razor_ray import images, labels, schema, sources
 from razor_ray.stages.catalog import Catalog
 
 _PIECE_BYTES = 128 * 2**20
@@ -36,6 +38,8 @@ class Batch:
     """(B,), -1 where there is none."""
     pixels: NDArray[np.uint8]
     """(B, S, S, 3), zeros where there is no image."""
+    place: list[str]
+    """Where B rows come from, as the quarantine names it: the shard, or the image's own file."""
     reasons: list[str | None]
     """Why a row cannot be used, or None."""
     weight: NDArray[np.float32]
@@ -76,42 +80,31 @@ def decoded_batches(
     weight_column : str, optional
         Read the samples' weights from this column.
     """
-    columns = catalog.columns() + ([weight_column] if weight_column else [])
-    table = sources.read_piece(catalog.source, piece, columns)
+    tables = sources.read(catalog.source, piece, catalog.input, batch_size, weight_column)
+    rows = itertools.count(piece.first_row, batch_size)
 
-    def decode(start: int) -> Batch:
-        return _decode(catalog, piece, table.slice(start, batch_size), start, size, pool, weight_column)
+    def decode(table: pa.Table) -> Batch:
+        return _decode(catalog, piece, table, next(rows), size, pool)
 
-    starts = list(range(0, table.num_rows, batch_size))
+    batches = map(decode, tables)
     if pool is None:
-        yield from map(decode, starts)
+        yield from batches
         return
     with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(decode, starts[0])
-        for start in [*starts[1:], None]:
-            batch = following.result()
-            if start is not None:
-                following = ahead.submit(decode, start)
+        following = ahead.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = ahead.submit(next, batches, None)
             yield batch
 
 
 def dataset(pieces: list[sources.Piece]) -> ray.data.Dataset:
     """A Ray dataset with a block per piece; what reads them follows as `map_batches`."""
-    blocks = [
-        pa.table({"shard_id": [p.shard_id], "path": [p.path], "first_row": [p.first_row], "num_rows": [p.num_rows]})
-        for p in pieces
-    ]
-    return ray.data.from_arrow(blocks)
+    return ray.data.from_arrow([pa.Table.from_pylist([dataclasses.asdict(piece)]) for piece in pieces])
 
 
 def pieces_of(batch: dict[str, Any]) -> list[sources.Piece]:
     """The pieces in a batch of `dataset`'s rows."""
-    columns = (
-        batch["shard_id"].tolist(),
-        batch["path"].tolist(),
-        batch["first_row"].tolist(),
-        batch["num_rows"].tolist(),
-    )
+    columns = [batch[field.name].tolist() for field in dataclasses.fields(sources.Piece)]
     return [sources.Piece(*row) for row in zip(*columns, strict=True)]
 
 
@@ -119,16 +112,12 @@ def _decode(
     catalog: Catalog,
     piece: sources.Piece,
     table: pa.Table,
-    offset: int,
+    first_row: int,
     size: int,
     pool: ThreadPoolExecutor | None,
-    weight_column: str | None,
 ) -> Batch:
-    first_row = piece.first_row + offset
-    encoded = sources.image_bytes(table[catalog.input.image_column])
-    labels, label_reasons = sources.encode_labels(
-        table[catalog.input.label_column], catalog.label_kind, catalog.class_names
-    )
+    encoded = table["image"].to_pylist()
+    label, label_reasons = labels.encode_labels(table["label"], catalog.label_kind, catalog.class_names)
     if pool is None:
         pixels, image_reasons = images.decode_batch(encoded, size)
     else:
@@ -136,21 +125,22 @@ def _decode(
         parts = list(pool.map(lambda chunk: images.decode_batch(chunk, size), chunks))
         pixels = np.concatenate([part[0] for part in parts])  # (B, S, S, 3)
         image_reasons = [reason for part in parts for reason in part[1]]
-    keys, key_reasons = _keys(catalog, piece, table, first_row)
+    keys = table["key"].to_pylist()
+    key_reasons = ["id is null" if key is None else None for key in keys]
+    problems = table["problem"].to_pylist()
     reasons = [
-        of_key or of_label or of_image
-        for of_key, of_label, of_image in zip(key_reasons, label_reasons, image_reasons, strict=True)
+        of_key or problem or of_label or of_image
+        for of_key, problem, of_label, of_image in zip(key_reasons, problems, label_reasons, image_reasons, strict=True)
     ]
     weight = np.ones(table.num_rows, np.float32)
-    if weight_column:
-        weight = table[weight_column].to_numpy().astype(np.float32)  # (B,)
-    return Batch(schema.sample_ids(piece.shard_id, first_row, table.num_rows), keys, labels, pixels, reasons, weight)
-
-
-def _keys(
-    catalog: Catalog, piece: sources.Piece, table: pa.Table, first_row: int
-) -> tuple[list[str], list[str | None]]:
-    if catalog.input.id_column is None:
-        return [f"{piece.path}:{first_row + row}" for row in range(table.num_rows)], [None] * table.num_rows
-    values = table[catalog.input.id_column].cast(pa.string()).to_pylist()
-    return [value or "" for value in values], ["id is null" if value is None else None for value in values]
+    if "weight" in table.column_names:
+        weight = table["weight"].to_numpy().astype(np.float32)  # (B,)
+    return Batch(
+        sample_id=schema.sample_ids(piece.shard_id, first_row, table.num_rows),
+        key=[key or "" for key in keys],
+        label=label,
+        pixels=pixels,
+        place=table["place"].to_pylist(),
+        reasons=reasons,
+        weight=weight,
+    )

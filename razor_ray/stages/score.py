@@ -294,13 +294,14 @@ class Scorer:
                 for reason, fine in zip(batch.reasons, finite.tolist(), strict=True)
             ]
             tables.append(_score_table(batch, columns, np.array([reason is None for reason in reasons])))
-            bad += [(int(i), reason) for i, reason in zip(batch.sample_id, reasons, strict=True) if reason is not None]
+            rows = zip(batch.sample_id.tolist(), batch.place, reasons, strict=True)
+            bad += [(identity, place, reason) for identity, place, reason in rows if reason is not None]
         name = file_name(piece, self.plan_hash)
         scored = pa.concat_tables(tables)
         if bad:
-            write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(piece, bad))
+            write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(bad))
         write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)  # last: it says that the piece is done
-        counts = Counter(reason for _, reason in bad)
+        counts = Counter(reason for _, _, reason in bad)
         return {
             "num_rows": piece.num_rows,
             "num_scored": scored.num_rows,
@@ -409,8 +410,8 @@ def _round_losses(columns: dict[str, np.ndarray]) -> dict[str, pa.Array]:
     return {"round_loss": pa.FixedSizeListArray.from_arrays(values, losses.shape[1])}
 
 
-def _quarantine_table(piece: sources.Piece, bad: list[tuple[int, str]]) -> pa.Table:
-    sample_id = np.array([identity for identity, _ in bad], np.int64)
-    arrays = [sample_id, [piece.path] * len(bad), schema.rows(sample_id), [reason for _, reason in bad]]
+def _quarantine_table(bad: list[tuple[int, str, str]]) -> pa.Table:
+    sample_id = np.array([identity for identity, _, _ in bad], np.int64)
+    arrays = [sample_id, [place for _, place, _ in bad], schema.rows(sample_id), [reason for _, _, reason in bad]]
     table = pa.table([pa.array(a, f.type) for a, f in zip(arrays, schema.QUARANTINE, strict=True)], schema.QUARANTINE)
     return schema.check(table, schema.QUARANTINE, "quarantine")

@@ -1,7 +1,12 @@
-"""catalog, selection -> subset/: the kept images as Parquet, byte for byte as they were, a file per shard."""
+"""catalog, selection -> subset/: the kept images as Parquet, byte for byte as they were, a file per shard.
+
+On request also subset-tars/, the same as WebDataset, and subset_ids.txt; both are made from subset/.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +14,9 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from razor_ray import schema, sources
+from razor_ray import labels, schema, sources, webdataset_shards, webdataset_writer
 from razor_ray.progress import stage
-from razor_ray.run_store import RunStore
+from razor_ray.run_store import RunStore, aside, write_file
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.catalog import Catalog
 
@@ -20,6 +25,8 @@ _ROWS_PER_GROUP = 100
 
 _COMPRESSED = ("sample_id", "key", "label", "weight")
 _MAX_PARTITIONS = 64
+
+IDS = "subset_ids.txt"
 
 
 def write_subset(catalog: Catalog, store: RunStore) -> None:
@@ -50,6 +57,38 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
     store.commit("subset", {"num_samples": progress.done, "num_bytes": num_bytes})
 
 
+def write_tars(class_names: Sequence[str], store: RunStore) -> None:
+    """Write the committed subset as WebDataset tars too, and commit the stage `subset-tars`.
+
+    Labels are the integers of the run, as readers of .cls want them; `webdataset_shards.CLASS_NAMES` names them.
+    """
+    folder = store.begin("subset-tars")
+    write_file(store.filesystem, f"{folder}/{webdataset_shards.CLASS_NAMES}", json.dumps(list(class_names)).encode())
+    calls = ((store.filesystem, path, folder) for path in store.files("subset"))
+    num_samples = store.commit_facts("subset")["num_samples"]
+    with stage("tars", num_samples) as progress:
+        num_tars = 0
+        for _, counts in runtime.run_tasks(webdataset_writer.write_tars, calls, name="write tars"):
+            num_tars += len(counts)
+            progress.advance(sum(counts), f"{num_tars:,} tars")
+    assert progress.done == num_samples, "the tars hold other samples than the subset"
+    store.commit("subset-tars", {"num_samples": num_samples, "num_tars": num_tars})
+
+
+def write_ids(store: RunStore) -> None:
+    r"""Write the keys of the committed subset to subset_ids.txt: one in each line, in the order of the input.
+
+    A line break inside a key is written as \n.
+    """
+    path = store.path(IDS)
+    with aside(store.filesystem, path) as target, store.filesystem.open_output_stream(target) as stream:
+        for part in store.files("subset"):
+            with pq.ParquetFile(part, filesystem=store.filesystem) as file:
+                for batch in file.iter_batches(columns=["key"]):
+                    keys = [key.replace("\r", "\\r").replace("\n", "\\n") for key in batch.column(0).to_pylist()]
+                    stream.write("".join(f"{key}\n" for key in keys).encode())
+
+
 def _write_shards(
     catalog: Catalog, filesystem: pafs.FileSystem, folder: str, mean_weight: float, *tables: pa.Table
 ) -> dict[str, Any]:
@@ -66,7 +105,7 @@ def _write_shards(
 def _write_shard(
     catalog: Catalog, filesystem: pafs.FileSystem, path: str, shard: int, kept: pa.Table, mean_weight: float
 ) -> None:
-    metadata = sources.hugging_face_metadata(catalog.class_names)
+    metadata = labels.hugging_face_metadata(catalog.class_names)
     full_schema = schema.SUBSET.with_metadata(metadata)
     rows = schema.rows(kept["sample_id"].to_numpy())  # (K,)
     # Images are compressed already: zstd, dictionaries and statistics of their bytes would cost time and save nothing.
@@ -79,23 +118,21 @@ def _write_shard(
         write_statistics=["sample_id", "label"],  # pyright: ignore[reportArgumentType]
     ) as writer:
         start = 0
-        for group in sources.read_rows(catalog.source, shard, rows, [catalog.input.image_column]):
+        for group in sources.read_images(catalog.source, shard, rows, catalog.input):
             chosen = kept.slice(start, group.num_rows)
             start += group.num_rows
-            table = _subset_table(group[catalog.input.image_column], chosen, mean_weight)
+            table = _subset_table(group, chosen, mean_weight)
             writer.write_table(table.cast(full_schema), row_group_size=_ROWS_PER_GROUP)
     assert start == kept.num_rows, f"shard {catalog.source.paths[shard]} is shorter than it was"
 
 
-def _subset_table(image: pa.ChunkedArray, chosen: pa.Table, mean_weight: float) -> pa.Table:
-    content = pa.array(sources.image_bytes(image), pa.binary())
-    struct = pa.StructArray.from_arrays(
-        [content, pa.array(sources.image_paths(image), pa.string())], fields=list(schema.IMAGE)
-    )
+def _subset_table(images: pa.Table, chosen: pa.Table, mean_weight: float) -> pa.Table:
+    columns = [images[name].combine_chunks() for name in ("image", "image_path")]
+    struct = pa.StructArray.from_arrays(columns, fields=list(schema.IMAGE))
     # A scheme can give every kept sample weight 0; an even weight says the same.
     weight = np.ones(chosen.num_rows)
     if mean_weight > 0:
         weight = chosen["ispl_weight"].to_numpy() / mean_weight
-    labels = chosen["label"].cast(pa.int64())
-    arrays = [chosen["sample_id"], chosen["key"], struct, labels, pa.array(weight, pa.float32())]
+    label = chosen["label"].cast(pa.int64())
+    arrays = [chosen["sample_id"], chosen["key"], struct, label, pa.array(weight, pa.float32())]
     return schema.check(pa.table(arrays, schema=schema.SUBSET), schema.SUBSET, "subset")

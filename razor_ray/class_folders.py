@@ -1,0 +1,186 @@
+"""Class folders, ``class/name.jpg``: a shard is a run of the sorted listing; a million files are a thousand shards.
+
+A run is named by its length and its first file. Who reads it lists the folders that it spans again, and finds that it
+is as large as it was: no list of a million files is carried about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
+
+from razor_ray import headers, listing, schema
+from razor_ray.config import InputConfig
+from razor_ray.shards import InputError, Piece, ShardFacts, Source
+
+_FILES_PER_SHARD = 1000
+_IMAGES_READ_AT_ONCE = 100
+_READERS = 8
+"""Threads that read files, which on an object store mostly wait."""
+
+_FROM = " files from "
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _File:
+    class_name: str
+    name: str
+    size: int
+
+    @property
+    def path(self) -> str:
+        return f"{self.class_name}/{self.name}"
+
+
+def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> Source:
+    """Cut the images of a folder's class folders into runs.
+
+    Parameters
+    ----------
+    filesystem : FileSystem
+    base : str
+        The folder that holds the class folders.
+    infos : list of FileInfo
+        The images in it.
+
+    Raises
+    ------
+    InputError
+        If an image lies anywhere but in a class folder.
+    """
+    files = []
+    for info in infos:
+        path = listing.relative(info, base)
+        if path.count("/") != 1:
+            raise InputError(
+                f"{base} holds class folders, class/name.jpg, but also {path}. Name the folder whose sub-folders "
+                "are the classes, or move the image into one."
+            )
+        class_name, _, name = path.partition("/")
+        files.append(_File(class_name, name, info.size or 0))
+    if not files:
+        raise InputError(f"{base} has no sub-folder with images. Class folders are class/name.jpg.")
+    files.sort()
+    runs = [files[start : start + _FILES_PER_SHARD] for start in range(0, len(files), _FILES_PER_SHARD)]
+    paths = tuple(f"{len(run)}{_FROM}{run[0].path}" for run in runs)
+    return Source(filesystem, base, paths, tuple(sum(file.size for file in run) for run in runs), "folders")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image.
+
+    >>> is_image("n01440764_18.JPEG"), is_image("Thumbs.db"), is_image("._1.jpg")
+    (True, False, False)
+    """
+    return not name.startswith(".") and name.rpartition(".")[2].lower() in headers.SUFFIXES
+
+
+def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
+    """List a run again, and read the headers of a few images.
+
+    Raises
+    ------
+    InputError
+        If it is not as it was found, or `config.id_column` is none of 'path', 'key' and 'name'.
+    """
+    if config.id_column not in (None, "path", "key", "name"):
+        raise InputError(
+            f"class folders have no ids {config.id_column!r}. Pass --input.id-column path (class/name.jpg), "
+            "key (class/name) or name."
+        )
+    files = _list_run(source, shard)
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\0".encode())
+    some = [_read_file(source, file)[0] for file in files[: headers.NUM_PROBED]]
+    return ShardFacts(
+        num_samples=len(files),
+        fingerprint=digest.hexdigest(),
+        label_kind="string",
+        label_counts=dict(Counter(file.class_name for file in files)),
+        class_names=None,
+        image_dimensions=headers.dimensions_of_some(some),
+        group_rows=(len(files),),
+    )
+
+
+def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> Iterator[pa.Table]:
+    """The samples of a piece, a batch at a time, as `schema.READ` has them."""
+    files = _list_run(source, piece.shard_id)[piece.first_row : piece.first_row + piece.num_rows]
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(files), batch_size):
+            batch = files[start : start + batch_size]
+            images, problems = zip(*pool.map(lambda file: _read_file(source, file), batch), strict=True)
+            paths = [file.path for file in batch]
+            labels = [file.class_name for file in batch]
+            keys = [_id(path, config) for path in paths]
+            yield pa.table([images, paths, labels, keys, paths, problems], schema=schema.READ)
+
+
+def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: InputConfig) -> Iterator[pa.Table]:
+    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`."""
+    files = _list_run(source, shard)
+    with ThreadPoolExecutor(_READERS) as pool:
+        for start in range(0, len(rows), _IMAGES_READ_AT_ONCE):
+            chosen = [files[row] for row in rows[start : start + _IMAGES_READ_AT_ONCE].tolist()]
+            images = [image for image, _ in pool.map(lambda file: _read_file(source, file), chosen)]
+            yield pa.table([images, [file.path for file in chosen]], schema=schema.READ_IMAGE)
+
+
+def _list_run(source: Source, shard: int) -> list[_File]:
+    count, _, first = source.paths[shard].partition(_FROM)
+    first_class, _, first_name = first.partition("/")
+    files: list[_File] = []
+    try:
+        infos = source.filesystem.get_file_info(pafs.FileSelector(source.base))
+        names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+        for class_name in names:
+            if class_name < first_class or class_name.startswith("."):
+                continue
+            found = sorted(_list_class(source, class_name))
+            files += [file for file in found if class_name > first_class or file.name >= first_name]
+            if len(files) >= int(count):
+                break
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
+    files = files[: int(count)]
+    if len(files) < int(count) or files[0].path != first or sum(file.size for file in files) != source.sizes[shard]:
+        raise InputError(
+            f"the {source.paths[shard]} in {source.base} are not those that were there before. Leave the input as it "
+            "is while it is read, and choose another --output for a changed one."
+        )
+    return files
+
+
+def _list_class(source: Source, class_name: str) -> Iterator[_File]:
+    for info in source.filesystem.get_file_info(pafs.FileSelector(f"{source.base}/{class_name}")):
+        if info.type == pafs.FileType.File and is_image(info.base_name):
+            yield _File(class_name, info.base_name, info.size or 0)
+
+
+def _read_file(source: Source, file: _File) -> tuple[bytes | None, str | None]:
+    """A file's content, or why there is none."""
+    if file.size > headers.MAX_FILE_BYTES:
+        return None, "image file is too large"
+    try:
+        with source.filesystem.open_input_stream(f"{source.base}/{file.path}") as stream:
+            return stream.read(), None
+    except (pa.ArrowException, OSError):
+        return None, "image file cannot be read"
+
+
+def _id(path: str, config: InputConfig) -> str:
+    """A sample's name: its path, its key (as in a tar of these folders) or its key's last part."""
+    if config.id_column in (None, "path"):
+        return path
+    class_name, _, name = path.partition("/")
+    stem = name.partition(".")[0]
+    return stem if config.id_column == "name" else f"{class_name}/{stem}"

@@ -1,0 +1,238 @@
+"""A Parquet shard: its columns, its labels, and reading a run of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from razor_ray import headers, schema
+from razor_ray.config import InputConfig
+from razor_ray.labels import class_names_in_metadata, is_text
+from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
+
+_ROWS_READ_AT_ONCE = 500
+
+
+def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
+    """Read a shard's footer, its label column and the headers of a few images.
+
+    Raises
+    ------
+    InputError
+        If the file is no Parquet, a column is missing or of another type; the message names the shard.
+    """
+    path = source.paths[shard]
+    try:
+        with pq.ParquetFile(source.path(shard), filesystem=source.filesystem) as file:
+            kind = _check_columns(file.schema_arrow, path, config)
+            labels = file.read(columns=[config.label_column])[config.label_column] if file.metadata.num_rows else None
+            return ShardFacts(
+                num_samples=file.metadata.num_rows,
+                fingerprint=_fingerprint(source, shard, labels),
+                label_kind=kind,
+                label_counts=_count(labels),
+                class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
+                image_dimensions=_probe_images(file, config.image_column),
+                group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
+            )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
+
+
+def check_column(source: Source, column: str, mend: str) -> None:
+    """Raise InputError, ending in how to mend it, unless the shards have a column of this name."""
+    for shard, path in enumerate(source.paths):
+        names = pq.read_schema(source.path(shard), filesystem=source.filesystem).names
+        if column not in names:
+            raise InputError(f"shard {path} has no column {column!r} (it has: {', '.join(names)}). {mend}")
+
+
+def read(
+    source: Source, piece: Piece, config: InputConfig, batch_size: int, weight_column: str | None = None
+) -> Iterator[pa.Table]:
+    """The samples of a piece, a batch at a time, as `schema.READ` has them; a piece is in memory at once, encoded."""
+    columns = [config.image_column, config.label_column]
+    columns += [name for name in (config.id_column, weight_column) if name]
+    table = read_columns(source, piece, columns)
+    for start in range(0, table.num_rows, batch_size):
+        batch = table.slice(start, batch_size)
+        image = batch[config.image_column]
+        places = [piece.path] * batch.num_rows
+        found = {
+            "image": _encoded(image),
+            "image_path": pa.array(image_paths(image), pa.string()),
+            "label": batch[config.label_column],
+            "key": _keys(batch, piece, piece.first_row + start, config),
+            "place": pa.array(places, pa.string()),
+            "problem": pa.nulls(batch.num_rows, pa.string()),
+        }
+        yield pa.table(found | ({"weight": batch[weight_column]} if weight_column else {}))
+
+
+def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: InputConfig) -> Iterator[pa.Table]:
+    """Images of some rows of a shard, given in ascending order, some hundreds at a time, as `schema.READ_IMAGE`."""
+    for table in read_rows(source, shard, rows, [config.image_column]):
+        image = table[config.image_column]
+        yield pa.table([_encoded(image), pa.array(image_paths(image), pa.string())], schema=schema.READ_IMAGE)
+
+
+def read_columns(source: Source, piece: Piece, columns: Sequence[str]) -> pa.Table:
+    """The rows of a piece, as one table with these columns."""
+    end = piece.first_row + piece.num_rows
+    tables, start = [], 0
+    with pq.ParquetFile(source.path(piece.shard_id), filesystem=source.filesystem) as file:
+        for index in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(index).num_rows
+            if start < end and piece.first_row < stop:
+                for first, batch in _batches(file, index, start, columns):
+                    if first >= end:
+                        break  # nothing of a large row group is decoded in vain behind the piece
+                    skip = max(piece.first_row - first, 0)
+                    tables.append(pa.table(batch.slice(skip, max(min(end - first, batch.num_rows) - skip, 0))))
+            start = stop
+    table = pa.concat_tables(tables)
+    assert table.num_rows == piece.num_rows
+    return table
+
+
+def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Some rows of a shard, in ascending order, some hundreds at a time.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (K,), ascending
+    """
+    start = 0
+    with pq.ParquetFile(source.path(shard), filesystem=source.filesystem) as file:
+        for index in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(index).num_rows
+            if np.searchsorted(rows, start) < np.searchsorted(rows, stop):
+                for first, batch in _batches(file, index, start, columns):
+                    low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+                    if low < high:
+                        yield pa.table(batch).take(pa.array(rows[low:high] - first))
+            start = stop
+
+
+def _batches(
+    file: pq.ParquetFile, row_group: int, start: int, columns: Sequence[str]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """A row group that begins with row `start`, by batches and their first rows: it may be larger than memory."""
+    for batch in file.iter_batches(
+        _ROWS_READ_AT_ONCE, row_groups=[row_group], columns=list(columns), use_threads=False
+    ):
+        yield start, batch
+        start += batch.num_rows
+
+
+def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
+    """Encoded images of a column of bytes, or of Hugging Face structs {bytes, path}."""
+    return _encoded(column).to_pylist()
+
+
+def image_paths(column: pa.ChunkedArray) -> list[str | None]:
+    """The paths in Hugging Face structs {bytes, path}; None for images that are plain bytes."""
+    if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
+        return _field(column, "path").to_pylist()
+    return [None] * len(column)
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return (_field(column, "bytes") if pa.types.is_struct(column.type) else column).cast(pa.binary())
+
+
+def _field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """One field of a column of structs; null where the struct is."""
+    return pc.call_function("struct_field", [column], pc.StructFieldOptions([column.type.get_field_index(name)]))
+
+
+def _keys(table: pa.Table, piece: Piece, first_row: int, config: InputConfig) -> pa.Array | pa.ChunkedArray:
+    """Names of the id column, or the rows' places in the input."""
+    if config.id_column:
+        return table[config.id_column].cast(pa.string())
+    return pa.array([f"{piece.path}:{first_row + row}" for row in range(table.num_rows)], pa.string())
+
+
+def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKind:
+    wanted = {"image": config.image_column, "label": config.label_column}
+    if config.id_column:
+        wanted["id"] = config.id_column
+    for role, name in wanted.items():
+        if found.get_field_index(name) < 0:
+            raise InputError(
+                f"shard {path} has no column {name!r} (it has: {', '.join(found.names)}). "
+                f"Name it with --input.{role}-column."
+            )
+    image = found.field(config.image_column).type
+    if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        image = image.field("bytes").type
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+        raise InputError(
+            f"shard {path}: column {config.image_column!r} is {image}, not bytes or a struct {{bytes, path}}. "
+            "Name the column of encoded images with --input.image-column."
+        )
+    if config.id_column and not _is_id(kind := found.field(config.id_column).type):
+        raise InputError(
+            f"shard {path}: column {config.id_column!r} is {kind}, not integers or strings. "
+            "Name the column that names the samples with --input.id-column."
+        )
+    label = found.field(config.label_column).type
+    if pa.types.is_dictionary(label):
+        label = label.value_type
+    if pa.types.is_integer(label):
+        return "integer"
+    if is_text(label):
+        return "string"
+    raise InputError(
+        f"shard {path}: column {config.label_column!r} is {label}, not integers or strings. "
+        "Name the column of labels with --input.label-column."
+    )
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_integer(kind) or is_text(kind)
+
+
+def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:
+    if labels is None:
+        return {}
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    return {entry["values"]: entry["counts"] for entry in pc.call_function("value_counts", [labels]).to_pylist()}
+
+
+def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> str:
+    """Hash of a file's size, of its footer (offsets, sizes and statistics of every column chunk) and of its labels.
+
+    Images that were swapped for others of the same size, with the same statistics, go unseen.
+    """
+    with source.filesystem.open_input_file(source.path(shard)) as file:
+        size = file.size()
+        file.seek(size - 8)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(size - 8 - length, 0))
+        digest = hashlib.blake2b(file.read(length), digest_size=16)
+    digest.update(size.to_bytes(8, "little"))
+    if labels is not None:
+        stream = pa.BufferOutputStream()
+        table = pa.table({"label": labels}).combine_chunks()
+        with pa.ipc.new_stream(stream, table.schema) as writer:
+            writer.write_table(table)
+        digest.update(stream.getvalue())
+    return digest.hexdigest()
+
+
+def _probe_images(file: pq.ParquetFile, column: str) -> tuple[tuple[int, int], ...]:
+    if not file.metadata.num_rows:
+        return ()
+    batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, columns=[column]))
+    return headers.dimensions_of_some(image_bytes(pa.chunked_array([batch.column(0)])))

@@ -1,0 +1,318 @@
+"""A Parquet shard: looked at and read; every layout that people have, every wrong one."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from razor_ray import labels, parquet_shards, schema, shards, sources
+from razor_ray.config import InputConfig
+from razor_ray.sources import InputError, Piece, Source
+
+few = settings(deadline=None, derandomize=True, max_examples=40)
+
+
+def png(height: int = 8, width: int = 8, value: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.new("L", (width, height), value).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def table(labels: list | None = None, **columns) -> pa.Table:
+    labels = [0, 1, 2, 0] if labels is None else labels
+    images = pa.array([png(value=row % 256) for row in range(len(labels))], pa.binary())
+    return pa.table({"image": images, "label": labels} | columns)
+
+
+def write(path: Path, content: pa.Table | None = None, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table() if content is None else content, path, **options)
+    return path
+
+
+def find(path: Path | str) -> Source:
+    return sources.find(InputConfig(path=str(path)))
+
+
+def inspect(path: Path, **columns) -> sources.ShardFacts:
+    config = InputConfig(path=str(path), **columns)
+    return sources.inspect(sources.find(config), 0, config)
+
+
+# Inspect.
+
+
+def test_facts_by_hand(tmp_path):
+    images = pa.array([png(8, 9), png(10, 8), None, b"broken", png(7, 8)], pa.binary())
+    facts = inspect(write(tmp_path / "a.parquet", pa.table({"image": images, "label": [3, None, 3, -1, 0]})))
+    assert facts.num_samples == 5
+    assert facts.label_kind == "integer"
+    assert facts.label_counts == {3: 2, None: 1, -1: 1, 0: 1}
+    assert facts.class_names is None
+    assert facts.image_dimensions == ((8, 9), (10, 8), (7, 8))
+
+
+def test_few_images_are_probed(tmp_path):
+    path = write(tmp_path / "a.parquet", table([0] * 1000), row_group_size=100)
+    facts = inspect(path)
+    assert facts.num_samples == 1000
+    assert 1 <= len(facts.image_dimensions) <= 100
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "counts"),
+    [
+        (pa.array([1, 0, 1], pa.int8()), "integer", {1: 2, 0: 1}),
+        (pa.array([1, 0, 2**64 - 1], pa.uint64()), "integer", {1: 1, 0: 1, 2**64 - 1: 1}),
+        (pa.array([1, 0, 1], pa.int64()).dictionary_encode(), "integer", {1: 2, 0: 1}),
+        (pa.array(["b", "a", "b"]), "string", {"b": 2, "a": 1}),
+        (pa.array(["b", None, "b"], pa.large_string()), "string", {"b": 2, None: 1}),
+        (pa.array(["b", "a", None]).dictionary_encode(), "string", {"b": 1, "a": 1, None: 1}),
+        (pa.array(["b", "a", "b"], pa.large_string()).dictionary_encode(), "string", {"b": 2, "a": 1}),
+        (pa.array([None, None, None], pa.int32()), "integer", {None: 3}),
+    ],
+)
+def test_labels_of_every_kind(tmp_path, labels, kind, counts):
+    facts = inspect(write(tmp_path / "a.parquet", pa.table({"image": [png()] * 3, "label": labels})))
+    assert facts.label_kind == kind
+    assert facts.label_counts == counts
+
+
+def test_hugging_face_structs(tmp_path):
+    images = [{"bytes": png(5, 6), "path": "a.png"}, {"bytes": None, "path": "b.png"}, None]
+    content = pa.table({"image": pa.array(images, schema.IMAGE), "label": [0, 1, 0]})
+    path = write(tmp_path / "a.parquet", content)
+    assert inspect(path).image_dimensions == ((5, 6),)
+    column = pq.read_table(path)["image"]
+    assert parquet_shards.image_bytes(column) == [png(5, 6), None, None]
+    assert parquet_shards.image_paths(column) == ["a.png", "b.png", None]
+    assert parquet_shards.image_bytes(column.slice(1)) == [None, None]
+    plain = pa.chunked_array([pa.array([b"a", None])])
+    assert parquet_shards.image_bytes(plain) == [b"a", None]
+    assert parquet_shards.image_paths(plain) == [None, None]
+    only_bytes = pa.chunked_array([pa.array([{"bytes": b"a"}])])
+    assert parquet_shards.image_paths(only_bytes) == [None]
+
+
+@pytest.mark.parametrize("kind", [pa.large_binary(), pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])])
+def test_large_images(tmp_path, kind):
+    value = {"bytes": png(), "path": None} if pa.types.is_struct(kind) else png()
+    path = write(tmp_path / "a.parquet", pa.table({"image": pa.array([value], kind), "label": [0]}))
+    assert inspect(path).image_dimensions == ((8, 8),)
+
+
+def test_a_shard_without_rows(tmp_path):
+    facts = inspect(write(tmp_path / "a.parquet", table().slice(0, 0)))
+    assert (facts.num_samples, facts.label_counts, facts.image_dimensions) == (0, {}, ())
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"label_column": "target"},
+            "shard a.parquet has no column 'target' (it has: image, label). Name it with --input.label-column.",
+        ),
+        (
+            {"image_column": "img"},
+            "shard a.parquet has no column 'img' (it has: image, label). Name it with --input.image-column.",
+        ),
+        (
+            {"id_column": "id"},
+            "shard a.parquet has no column 'id' (it has: image, label). Name it with --input.id-column.",
+        ),
+    ],
+)
+def test_a_missing_column(tmp_path, columns, message):
+    path = write(tmp_path / "a.parquet")
+    with pytest.raises(InputError) as raised:
+        inspect(path, **columns)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (table([0.0, 1.0]), "shard a.parquet: column 'label' is double, not integers or strings.*--input.label-column"),
+        (table([True, False]), "column 'label' is bool"),
+        (table([[0], [1]]), "column 'label' is list"),
+        (pa.table({"image": ["a.jpg"], "label": [0]}), "'image' is string, not bytes.*--input.image-column"),
+        (pa.table({"image": [[1, 2]], "label": [0]}), "'image' is list"),
+        (pa.table({"image": [{"path": "a.jpg"}], "label": [0]}), "'image' is struct"),
+        (pa.table({"image": [{"bytes": "text"}], "label": [0]}), "'image' is string, not bytes"),
+    ],
+)
+def test_a_column_of_the_wrong_kind(tmp_path, content, message):
+    path = write(tmp_path / "a.parquet", content)
+    with pytest.raises(InputError, match=message):
+        inspect(path)
+
+
+def test_what_is_no_parquet_is_named(tmp_path):
+    whole = write(tmp_path / "whole.parquet", table(list(range(4)) * 50)).read_bytes()
+    contents = [
+        *(b"", b"PAR1", b"PAR1PAR1", b"not Parquet at all" * 20, b"\0" * 1000),
+        *(whole[:-1], whole[: len(whole) // 2], whole[:-100] + b"\xff" * 92 + whole[-8:], whole[100:]),
+        whole[:-8] + b"\xff\xff\xff\x7fPAR1",  # a footer that is said to be 2 GiB long
+    ]
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "bad-00017.parquet"
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"(?s)shard bad-00017.parquet cannot be read: .*Repair it, or move it out"
+        ):
+            inspect(path)
+
+
+def test_damaged_data_behind_a_sound_footer(tmp_path):
+    path = write(tmp_path / "a.parquet", table([f"class {row}" for row in range(200)]), compression="zstd")
+    content = bytearray(path.read_bytes())
+    content[4:2000] = b"\xaa" * 1996
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"shard a.parquet cannot be read"):
+        inspect(path)
+
+
+@pytest.mark.parametrize("place", ["class_names", "huggingface", "label"])
+def test_damaged_text_is_named(tmp_path, place):
+    # Text that is no UTF-8: bit rot in a footer, or latin-1 written as if it were text.
+    labels = pa.array([b"caf\xe9", b"tea"]).view(pa.string()) if place == "label" else pa.array(["a", "b"])
+    content = pa.table({"image": [png(), png()], "label": labels})
+    if place != "label":
+        content = content.replace_schema_metadata({place.encode(): b'["caf\xe9", "tea"]'})
+    path = write(tmp_path / "a.parquet", content)
+    try:
+        inspect(path)
+    except InputError as error:
+        assert "a.parquet" in str(error)
+
+
+def test_a_shard_that_has_gone(tmp_path):
+    path = write(tmp_path / "a.parquet")
+    config = InputConfig(path=str(path))
+    source = sources.find(config)
+    path.unlink()
+    with pytest.raises(InputError, match=r"shard a.parquet cannot be read"):
+        sources.inspect(source, 0, config)
+
+
+def test_check_column(tmp_path):
+    write(tmp_path / "a.parquet", table(weight=[1.0] * 4))
+    sources.check_column(find(tmp_path), "weight", "Mend.")
+    write(tmp_path / "b.parquet")
+    with pytest.raises(InputError, match=r"shard b.parquet has no column 'weight' \(it has: image, label\)\. Mend\."):
+        sources.check_column(find(tmp_path), "weight", "Mend.")
+
+
+# Fingerprints.
+
+
+def fingerprint(path: Path, content: pa.Table, **options) -> str:
+    return inspect(write(path, content, **options)).fingerprint
+
+
+def test_fingerprint_is_of_the_content(tmp_path):
+    one = fingerprint(tmp_path / "a.parquet", table())
+    assert len(one) == 32
+    assert fingerprint(tmp_path / "elsewhere" / "b.parquet", table()) == one
+    assert fingerprint(tmp_path / "c.parquet", table([0, 1, 2, 0, 1])) != one  # longer
+    assert fingerprint(tmp_path / "c.parquet", table([0, 1, 2, 3])) != one  # same size, another maximum
+    assert fingerprint(tmp_path / "c.parquet", table(), row_group_size=2) != one  # other row groups, other pieces
+    names = table().replace_schema_metadata({b"class_names": b'["a", "b", "c"]'})
+    assert fingerprint(tmp_path / "c.parquet", names) != one
+
+
+def test_fingerprint_does_not_depend_on_what_lies_under_nulls(tmp_path):
+    content = table([None if row % 3 else row % 7 for row in range(5000)])
+    path = write(tmp_path / "a.parquet", content, row_group_size=700)
+    found = set()
+    for number in range(20):
+        rubbish = [os.urandom(5000 + number) for _ in range(20)]
+        found.add(inspect(path).fingerprint)
+        del rubbish
+    assert len(found) == 1
+
+
+def test_fingerprint_sees_that_labels_were_swapped(tmp_path):
+    # Same size, same least and greatest label: only reading the labels tells, and they are read anyway.
+    one = fingerprint(tmp_path / "a.parquet", table([0, 1, 2, 0]))
+    assert fingerprint(tmp_path / "a.parquet", table([0, 2, 1, 0])) != one
+
+
+def test_names_survive_parquet(tmp_path):
+    names = ("a", "b ü", 'c"')
+    for metadata in (labels.hugging_face_metadata(names), labels.class_names_metadata(names)):
+        path = write(tmp_path / "a.parquet", table().replace_schema_metadata(metadata))
+        assert inspect(path).class_names == names
+
+
+# Reading.
+
+
+def numbered(num_rows: int) -> pa.Table:
+    images = pa.array([{"bytes": str(row).encode(), "path": f"{row}.png"} for row in range(num_rows)], schema.IMAGE)
+    labels = pa.array([str(row % 7) for row in range(num_rows)]).dictionary_encode()
+    return pa.table({"image": images, "label": labels, "row": pa.array(range(num_rows), pa.int64())})
+
+
+@few
+@given(st.integers(1, 400), st.integers(1, 120), st.integers(1, 90), st.integers(1, 40), st.data())
+def test_reading_is_slicing(tmp_path_factory, num_rows, group_rows, max_rows, batch_size, data):
+    path = tmp_path_factory.mktemp("read") / "a.parquet"
+    content = numbered(num_rows)
+    pq.write_table(content, path, row_group_size=group_rows)
+    plain = pq.read_table(path)
+    source = find(path)
+    groups = list(inspect(path).group_rows)
+    assert groups == [min(group_rows, num_rows - start) for start in range(0, num_rows, group_rows)]
+    for first, rows in shards.plan_pieces(groups, max_rows, batch_size):
+        piece = parquet_shards.read_columns(source, Piece(0, "a.parquet", first, rows), ["row", "image", "label"])
+        assert set(piece.column_names) == {"row", "image", "label"}
+        assert piece["row"].to_pylist() == list(range(first, first + rows))
+        for name in ("image", "label"):
+            assert piece[name].to_pylist() == plain[name].slice(first, rows).to_pylist()
+    chosen = np.array(sorted(data.draw(st.sets(st.integers(0, num_rows - 1)))), np.int64)
+    found = list(parquet_shards.read_rows(source, 0, chosen, ["image", "row"]))
+    assert all(part.num_rows for part in found)
+    got = [row for part in found for row in part["row"].to_pylist()]
+    assert got == chosen.tolist()
+    got_images = [image["bytes"] for part in found for image in part["image"].to_pylist()]
+    assert got_images == [str(row).encode() for row in chosen.tolist()]
+
+
+def test_any_run_of_rows_can_be_read(tmp_path):
+    path = write(tmp_path / "a.parquet", numbered(30), row_group_size=7)
+    source = find(path)
+    for first in range(30):
+        for rows in (1, 6, 7, 8, 30):
+            if first + rows <= 30:
+                piece = parquet_shards.read_columns(source, Piece(0, "a.parquet", first, rows), ["row"])
+                assert_array_equal(piece["row"], np.arange(first, first + rows))
+
+
+def test_a_piece_of_a_shard_that_became_shorter(tmp_path):
+    path = write(tmp_path / "a.parquet", numbered(30))
+    source = find(path)
+    write(path, numbered(20))
+    with pytest.raises(AssertionError):
+        parquet_shards.read_columns(source, Piece(0, "a.parquet", 0, 30), ["row"])
+
+
+def test_reading_from_shards_in_folders(tmp_path):
+    write(tmp_path / "a" / "x.parquet", numbered(3))
+    write(tmp_path / "b" / "x.parquet", numbered(5))
+    source = find(tmp_path)
+    assert [sources.inspect(source, shard, InputConfig(path="x")).group_rows for shard in (0, 1)] == [(3,), (5,)]
+    assert parquet_shards.read_columns(source, Piece(1, "b/x.parquet", 0, 5), ["row"]).num_rows == 5
+    assert [part.num_rows for part in parquet_shards.read_rows(source, 1, np.array([4]), ["row"])] == [1]
