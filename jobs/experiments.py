@@ -20,7 +20,6 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 from numpy.typing import NDArray
@@ -202,7 +201,7 @@ def _write(path: str, output: str, change: Callable[[pa.Table, slice], pa.Table]
         changed = change(table.append_column(CLEAN, table["label"]), slice(start, start + table.num_rows))
         start += table.num_rows
         num_samples += changed.num_rows
-        num_wrong += pc.sum(pc.not_equal(changed["label"], changed[CLEAN])).as_py() or 0
+        num_wrong += int(np.sum(changed["label"].to_numpy() != changed[CLEAN].to_numpy()))
         pq.write_table(changed, folder / Path(name).name, row_group_size=1000)
     return num_wrong / num_samples
 

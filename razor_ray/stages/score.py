@@ -131,7 +131,7 @@ def _plan_hash(catalog: Catalog, proxy: Proxy, resources: Resources, pieces: lis
     decides = (
         razor_ray.__version__,
         catalog.fingerprint,
-        catalog.columns(),
+        (catalog.source.format, catalog.input.image_column, catalog.input.label_column, catalog.input.id_column),
         catalog.class_names,
         model.weights_hash(model.read_file(proxy.filesystem, proxy.weights_path)),
         (proxy.arch, proxy.num_classes, proxy.image_size, proxy.dynamics_folder is not None, len(proxy.round_folders)),
