@@ -39,7 +39,7 @@ test-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m "not ray"
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
 
-chaos: setup ## runs that are killed at random points and begun again (half an hour; make test has a short form)
+chaos: setup ## runs that are killed at random points and begun again (up to an hour; make test has a short form)
 	@echo "== chaos: pytest tests/chaos_long.py"
 	@$(TEST_ENV) $(RUN) -m pytest -q -rP tests/chaos_long.py
 

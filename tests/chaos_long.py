@@ -1,4 +1,4 @@
-"""`make chaos`: runs that are killed at random points, over all stages, and begun again. Takes about half an hour.
+"""`make chaos`: runs that are killed at random points of all stages, and begun again. Up to an hour on two cores.
 
 By hand, since it takes so long; `tests/test_chaos.py` is the short form. A failing seed alone:
 `pytest tests/chaos_long.py -k 'seed17'`.
