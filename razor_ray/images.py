@@ -152,7 +152,8 @@ def _decode_pixels(encoded: bytes, size: int) -> Tensor:
 
 
 def _decode_jpeg(encoded: bytes, size: int) -> Tensor:
-    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)  # a microsecond; Pillow takes 15 to open a file
+    # A microsecond; Pillow takes 15 to open a file.
+    height, width = (int(side) for side in simplejpeg.decode_jpeg_header(encoded)[:2])
     if height * width > MAX_PIXELS:
         raise ValueError("too many pixels")
     reduction = _reduction(height, width, size)
