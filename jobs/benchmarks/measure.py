@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from razor_ray.progress import say
+
 T = TypeVar("T")
 _SECONDS_BETWEEN_SAMPLES = 0.5
 
@@ -143,9 +145,11 @@ def growth_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
 def interleaved(contenders: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
     """Let contenders take turns, so that what else the machine does meets all of them alike."""
     found: dict[str, list[T]] = {name: [] for name in contenders}
-    for _ in range(repeats):
+    for repeat in range(repeats):
         for name, run in contenders.items():
             found[name].append(run())
+            if isinstance(found[name][-1], Measured):
+                say(f"measured  {name}, {repeat + 1} of {repeats}: {found[name][-1].seconds:.1f} s with start-up")
     return found
 
 

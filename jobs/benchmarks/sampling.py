@@ -22,6 +22,7 @@ from jobs.benchmarks.measure import Measured, format_table, gib, growth_exponent
 from razor_ray import schema, weights
 from razor_ray.apportion import apportion
 from razor_ray.config import InputConfig, PruneConfig
+from razor_ray.progress import say
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.selection import Samples, gamma_razor
 
@@ -85,6 +86,8 @@ class Sample:
 
     def _measure(self, select: Any, path: str) -> dict[str, Any]:
         measured: Measured = in_own_process(select, path, self.num_classes, self.keep_fraction)
+        seconds, peak = measured.result["seconds"], gib(measured.peak_bytes)
+        say(f"measured  {select.__name__} on {path}: {seconds:.1f} s, {peak:.2f} GiB")
         return {
             **measured.result,
             "seconds_with_start_up": measured.seconds,

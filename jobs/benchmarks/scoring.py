@@ -43,6 +43,9 @@ class Score:
     """As for `prune --proxy.arch`; jobs.benchmarks.networks:tiny leaves next to nothing but decoding."""
     image_size: int = 224
     batch_size: int = 128
+    shard_rows: int = 128
+    """Images of a shard, which makes a piece and a file of scores: the instants that the stage is measured by. More are
+    nearer to a real run, fewer give more instants."""
     num_images: int = 1280
     """Repeated if the input has fewer."""
     repeats: int = 3
@@ -53,8 +56,7 @@ class Score:
     def run(self) -> tuple[str, dict[str, Any]]:
         """Measure; the table and the result."""
         with prepared(self) as (setup, folder):
-            # One piece and one file of scores to a batch, so that there are as many instants to measure by.
-            write_images(self.input, setup.folder, self.num_images, self.batch_size)
+            write_images(self.input, setup.folder, self.num_images, self.shard_rows)
 
             def on_ray() -> Measured:
                 return in_own_process(contenders.ray_pipeline, setup, tempfile.mkdtemp(dir=folder))
