@@ -147,9 +147,10 @@ def interleaved(contenders: dict[str, Callable[[], T]], repeats: int) -> dict[st
     found: dict[str, list[T]] = {name: [] for name in contenders}
     for repeat in range(repeats):
         for name, run in contenders.items():
-            found[name].append(run())
-            if isinstance(found[name][-1], Measured):
-                say(f"measured  {name}, {repeat + 1} of {repeats}: {found[name][-1].seconds:.1f} s with start-up")
+            measured = run()
+            found[name].append(measured)
+            if isinstance(measured, Measured):
+                say(f"measured  {name}, {repeat + 1} of {repeats}: {measured.seconds:.1f} s with start-up")
     return found
 
 
