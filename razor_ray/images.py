@@ -8,8 +8,11 @@ training, on the device and for a whole batch at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
 
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,19 +20,21 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as transforms
 
-from razor_ray.headers import SMALL_IMAGE, ImageError, open_image
+from razor_ray.headers import MAX_PIXELS, SMALL_IMAGE, ImageError, open_image
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
-_TORCHVISION_FORMATS = {"JPEG", "MPO", "WEBP"}  # not PNG: a damaged one can end the process (torchvision 0.29)
-_MAX_ASPECT = 4
+_JPEG_MAGIC = b"\xff\xd8"
+_REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo has vector code for; 8/3, say, saves nothing over 2
+_SEEN = 224 / 256
+"""Of the shorter side of a large image, the part that is seen."""
 
 
 def decode(encoded: bytes | None, size: int) -> NDArray[np.uint8]:
     """Decode one image to RGB and fit it to a square.
 
-    Images for small networks (`size` up to 64) are resized whole; others have their shorter side resized and their
-    centre cropped, as ImageNet models are evaluated.
+    Images for small networks (`size` up to 64) are resized whole; of others the central square is taken whose side is
+    224/256 of the shorter side, and resized: what ImageNet models are evaluated on.
 
     Parameters
     ----------
@@ -49,7 +54,7 @@ def decode(encoded: bytes | None, size: int) -> NDArray[np.uint8]:
     """
     if not encoded:
         raise ImageError("no image bytes")
-    return _fit(_decode_pixels(encoded), size)
+    return _fit(_decode_pixels(encoded, size), size)
 
 
 def decode_batch(encoded: Sequence[bytes | None], size: int) -> tuple[NDArray[np.uint8], list[str | None]]:
@@ -128,16 +133,53 @@ def stored_size(size: int, *, augment: bool) -> int:
     return round(size * 256 / 224) if augment and size > SMALL_IMAGE else size
 
 
-def _decode_pixels(encoded: bytes) -> Tensor:
-    """RGB pixels, (3, H, W) uint8."""
+def decoders() -> dict[str, str]:
+    """What decodes which format, with versions: pixels, and so scores, may differ in the last bits among them.
+
+    What the first two refuse (CMYK, damaged files) goes to Pillow too, which has the last word.
+    """
+    return {
+        "jpeg": f"libjpeg-turbo (simplejpeg {version('simplejpeg')})",
+        "webp": f"torchvision {version('torchvision')}",
+        "other": f"pillow {version('pillow')}",
+    }
+
+
+def _decode_pixels(encoded: bytes, size: int) -> Tensor:
+    """RGB pixels, (3, H, W) uint8; of a JPEG that is larger than needed, at a half, a quarter or an eighth."""
+    if encoded.startswith(_JPEG_MAGIC):
+        with suppress(ValueError):  # cut short, damaged, CMYK: what Pillow says of it is the answer
+            return _decode_jpeg(encoded, size)
     image = open_image(encoded)
-    if image.format in _TORCHVISION_FORMATS:
-        try:
-            source = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
-            return decode_image(source, mode=ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # cut short, or a variant that it refuses: Pillow has the last word
+    if image.format == "WEBP":  # not PNG: a damaged one can end the process (torchvision 0.29)
+        with suppress(RuntimeError):
+            return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
     return _decode_with_pillow(image)
+
+
+def _decode_jpeg(encoded: bytes, size: int) -> Tensor:
+    # A microsecond; Pillow takes 15 to open a file.
+    height, width = (int(side) for side in simplejpeg.decode_jpeg_header(encoded)[:2])
+    if height * width > MAX_PIXELS:
+        raise ValueError("too many pixels")
+    reduction = _reduction(height, width, size)
+    # The library takes the smallest of its scales that gives at least these sides, which is then 1 / reduction.
+    pixels = simplejpeg.decode_jpeg(encoded, min_height=-(-height // reduction), min_width=-(-width // reduction))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _reduction(height: int, width: int, size: int) -> int:
+    """By how much the sides may shrink while a JPEG is decoded.
+
+    What is seen is still twice the target, so that the antialiased resize does most of the filtering: photographs then
+    differ from a full decode by about as much as bicubic filtering does from bilinear, a grey level. Straight to the
+    target it would be four (docs/performance.md).
+
+    >>> _reduction(533, 400, 224), _reduction(533, 400, 64), _reduction(3000, 4000, 224), _reduction(3000, 4000, 32)
+    (1, 2, 4, 8)
+    """
+    seen = min(height, width) * (_SEEN if size > SMALL_IMAGE else 1)
+    return next((reduction for reduction in _REDUCTIONS if seen >= reduction * 2 * size), 1)
 
 
 def _decode_with_pillow(image: Image.Image) -> Tensor:
@@ -156,18 +198,10 @@ def _decode_with_pillow(image: Image.Image) -> Tensor:
 
 def _fit(pixels: Tensor, size: int) -> NDArray[np.uint8]:
     """(3, H, W) to (size, size, 3)."""
-    height, width = pixels.shape[-2:]
-    if size <= SMALL_IMAGE:
-        if (height, width) != (size, size):
-            pixels = transforms.resize(pixels, [size, size], antialias=True)
-    else:
-        # Of a very long image only the middle can be seen; resized whole, a small file could take gigabytes.
-        longest = _MAX_ASPECT * min(height, width)
-        pixels = transforms.center_crop(pixels, [min(height, longest), min(width, longest)])
-        height, width = pixels.shape[-2:]
-        scale = size * 256 / 224 / min(height, width)
-        shape = [max(size, round(height * scale)), max(size, round(width * scale))]
-        if shape != [height, width]:
-            pixels = transforms.resize(pixels, shape, antialias=True)
-        pixels = transforms.center_crop(pixels, [size, size])
+    if size > SMALL_IMAGE:
+        # Cropped first: what is not seen need not be resized, and a very long image stays small.
+        seen = max(1, round(min(pixels.shape[-2:]) * _SEEN))
+        pixels = transforms.center_crop(pixels, [seen, seen])
+    if pixels.shape[-2:] != (size, size):
+        pixels = transforms.resize(pixels, [size, size], antialias=True)
     return pixels.permute(1, 2, 0).numpy()

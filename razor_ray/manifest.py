@@ -14,7 +14,7 @@ from razor_ray.run_store import COST, MANIFEST, RunStore
 
 _STAGES = ("catalog", "proxy", "scores", "weights", "selection", "subset")
 _REPORT = "Please report this with the run's folder."
-_PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "scikit-learn", "pillow")
+_PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "scikit-learn", "pillow", "simplejpeg")
 
 
 def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table) -> dict[str, Any]:

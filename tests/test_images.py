@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+import timeit
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from razor_ray.headers import MAX_PIXELS, ImageError, dimensions, network_size
-from razor_ray.images import decode, decode_batch, normalize, random_crop, stored_size
+from razor_ray.images import decode, decode_batch, decoders, normalize, random_crop, stored_size
 
 REPOSITORY = Path(__file__).parents[1]
 COLOUR = (200, 100, 50)
@@ -144,6 +146,62 @@ def test_decoding_is_deterministic():
             assert_array_equal(decode(content, size), decode(content, size))
 
 
+def test_decoders_are_named_with_their_versions():
+    assert decoders().keys() == {"jpeg", "webp", "other"}
+    assert f"simplejpeg {simplejpeg.__version__}" in decoders()["jpeg"]
+
+
+def test_threads_decode_what_one_thread_does():
+    encoded = [encode(noise(60 + seed, 90), "JPEG") for seed in range(40)]
+    expected = [decode(content, 72) for content in encoded]
+    with ThreadPoolExecutor(8) as pool:
+        for found, pixels in zip(pool.map(lambda content: decode(content, 72), encoded * 5), expected * 5, strict=True):
+            assert_array_equal(found, pixels)
+
+
+# Large JPEGs, decoded at a fraction of their size.
+
+
+def photograph(side: int) -> Image.Image:
+    """Noise at every scale, as photographs have it: the finer, the fainter."""
+    pixels = np.full((side, side, 3), 128.0)
+    for cells in (4, 16, 64, 256):
+        coarse = Image.fromarray(np.random.default_rng(cells).integers(0, 256, (cells, cells, 3), np.uint8))
+        pixels += (np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), np.float64) - 128) / np.sqrt(cells)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("side", "size"), [(512, 32), (500, 64), (520, 32), (1024, 96), (1100, 128)])
+def test_a_reduced_jpeg_is_close_to_a_full_decode(side, size):
+    content = encode(photograph(side), "JPEG", quality=90)
+    whole = np.asarray(Image.open(io.BytesIO(content)), np.float64)  # (H, W, 3)
+    seen = side if size <= 64 else round(side * 224 / 256)
+    rim = round((side - seen) / 2)
+    planes = torch.from_numpy(whole[rim : rim + seen, rim : rim + seen]).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(planes, size=(size, size), mode="bilinear", antialias=True)
+    difference = np.abs(decode(content, size) - resized[0].permute(1, 2, 0).numpy())
+    assert difference.mean() < 1.5, "grey levels"
+    assert np.quantile(difference, 0.999) < 12
+
+
+def test_a_reduced_jpeg_has_no_moire():
+    # Stripes of one pixel are finer than what is left can show: grey, the mean of black and white, not stripes again.
+    stripes = np.zeros((512, 512, 3), np.uint8)
+    stripes[:, ::2] = 255
+    content = encode(Image.fromarray(stripes), "JPEG", quality=100, subsampling=0)
+    for size in (32, 64, 96, 100):
+        assert_allclose(decode(content, size), 127.5, atol=4)
+
+
+def test_a_large_jpeg_is_not_decoded_whole():
+    content = encode(photograph(3200), "JPEG", quality=80)
+
+    def seconds(size: int) -> float:
+        return min(timeit.repeat(lambda: decode(content, size), number=1, repeat=5))
+
+    assert seconds(64) < 0.75 * seconds(1000)  # an eighth of the sides against all of them
+
+
 # Fit to the square.
 
 
@@ -258,6 +316,15 @@ def test_a_bomb_is_refused_by_its_header(width, height):
         dimensions(png_file(width, height, 8, 2, b"\0" * 1000))
     assert time.perf_counter() - started < 1
     assert MAX_PIXELS == 10_000 * 10_000
+
+
+def test_a_jpeg_bomb_is_refused_by_its_header():
+    content = encode(noise(60, 90), "JPEG")
+    place = content.index(b"\xff\xc0") + 5  # of the frame's height and width
+    assert content[place : place + 4] == struct.pack(">HH", 60, 90)
+    bomb = content[:place] + struct.pack(">HH", 60_000, 60_000) + content[place + 4 :]
+    with pytest.raises(ImageError, match="too many pixels"):
+        decode(bomb, 32)
 
 
 def test_a_header_is_enough_for_dimensions():

@@ -101,6 +101,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         "num_samples": num_scored,
         "batch_size": batch_size,
         "precision": resources.precision,
+        "decoders": images.decoders(),
         "hardness": hardness_column(config, schema.DYNAMICS_NAMES if proxy.dynamics_folder else ()),
     }
     store.commit("scores", facts, names)

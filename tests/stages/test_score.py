@@ -85,8 +85,9 @@ def test_agrees_with_a_plain_loop(tmp_path, digits):
 def test_bit_identical_at_one_and_two_actors(tmp_path, digits):
     path = write_shards(digits, tmp_path / "in", 5)
     _, one = scored(tmp_path / "one", path, num_workers=1)
-    _, two = scored(tmp_path / "two", path, num_workers=2)
+    store, two = scored(tmp_path / "two", path, num_workers=2)
     assert two.equals(one)
+    assert store.commit_facts("scores")["decoders"] == images.decoders()  # and so in the manifest
 
 
 def test_id_column_names_the_samples(tmp_path, digits):
