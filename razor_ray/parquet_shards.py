@@ -19,6 +19,7 @@ from razor_ray.labels import class_names_in_metadata, is_text
 from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
 
 _ROWS_READ_AT_ONCE = 500
+_BYTES_READ_AT_ONCE = 16 * 2**20
 
 
 def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
@@ -40,7 +41,7 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
                 label_kind=kind,
                 label_counts=_count(labels),
                 class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
-                image_dimensions=_probe_images(file, config.image_column),
+                image_dimensions=_probe_images(file, source, shard, config.image_column),
                 group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
             )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -58,10 +59,18 @@ def check_column(source: Source, column: str, mend: str) -> None:
 def read(
     source: Source, piece: Piece, config: InputConfig, batch_size: int, weight_column: str | None = None
 ) -> Iterator[pa.Table]:
-    """The samples of a piece, a batch at a time, as `schema.READ` has them; a piece is in memory at once, encoded."""
+    """The samples of a piece, a batch at a time, as `schema.READ` has them; a piece is in memory at once, encoded.
+
+    Of a piece whose pages are damaged every sample has that as its problem: the rest of the input goes on without it.
+    """
     columns = [config.image_column, config.label_column]
     columns += [name for name in (config.id_column, weight_column) if name]
-    table = read_columns(source, piece, columns)
+    try:
+        table = read_columns(source, piece, columns)
+    except (pa.ArrowException, OSError):
+        _read_bytes(source, piece.shard_id)
+        yield from _damaged(piece, batch_size, weight_column)
+        return
     for start in range(0, table.num_rows, batch_size):
         batch = table.slice(start, batch_size)
         image = batch[config.image_column]
@@ -75,6 +84,28 @@ def read(
             "problem": pa.nulls(batch.num_rows, pa.string()),
         }
         yield pa.table(found | ({"weight": batch[weight_column]} if weight_column else {}))
+
+
+def _read_bytes(source: Source, shard: int) -> None:
+    """Read a whole file and forget it: raises OSError if it is the store that fails, and not what the file holds."""
+    with source.filesystem.open_input_stream(source.path(shard)) as stream:
+        while stream.read(_BYTES_READ_AT_ONCE):
+            pass
+
+
+def _damaged(piece: Piece, batch_size: int, weight_column: str | None) -> Iterator[pa.Table]:
+    """The samples of a piece of which nothing is known but that they were there."""
+    for first in range(piece.first_row, piece.first_row + piece.num_rows, batch_size):
+        rows = range(first, min(first + batch_size, piece.first_row + piece.num_rows))
+        found = {
+            "image": pa.nulls(len(rows), pa.binary()),
+            "image_path": pa.nulls(len(rows), pa.string()),
+            "label": pa.nulls(len(rows), pa.string()),
+            "key": pa.array([f"{piece.path}:{row}" for row in rows], pa.string()),
+            "place": pa.array([piece.path] * len(rows), pa.string()),
+            "problem": pa.array(["the shard is damaged here"] * len(rows), pa.string()),
+        }
+        yield pa.table(found | ({"weight": pa.array(np.ones(len(rows), np.float32))} if weight_column else {}))
 
 
 def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: InputConfig) -> Iterator[pa.Table]:
@@ -231,8 +262,12 @@ def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> 
     return digest.hexdigest()
 
 
-def _probe_images(file: pq.ParquetFile, column: str) -> tuple[tuple[int, int], ...]:
+def _probe_images(file: pq.ParquetFile, source: Source, shard: int, column: str) -> tuple[tuple[int, int], ...]:
     if not file.metadata.num_rows:
         return ()
-    batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, columns=[column]))
+    try:
+        batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, columns=[column]))
+    except (pa.ArrowException, OSError):
+        _read_bytes(source, shard)
+        return ()  # damaged just there: reading will tell of every sample
     return headers.dimensions_of_some(image_bytes(pa.chunked_array([batch.column(0)])))

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from razor_ray import headers, images, sources
+from razor_ray import headers, images, shards, sources
+from razor_ray import labels as labels_of
 from razor_ray.config import InputConfig
 from tests.conftest import png
 
@@ -128,17 +129,14 @@ def test_damaged_parquet(tmp_path_factory, cut, patches, is_in_footer, length):
         assert "a.parquet" in str(error) or "holds no" in str(error)
         return
     assert sum(facts.label_counts.values()) == facts.num_samples
-    cuts = sources.plan_pieces(sources.row_groups(source, 0), 16, 8)
-    assert sum(rows for _, rows in cuts) == facts.num_samples
-    for first, rows in cuts:
-        piece = sources.Piece(0, source.paths[0], first, rows)
-        try:
-            table = sources.read_piece(source, piece, ["image", "label"])
-        except (sources.InputError, OSError, pa.ArrowException):
-            continue  # the run stops with it: not silent
-        assert table.num_rows == rows
-        _, reasons = images.decode_batch(sources.image_bytes(table["image"]), SIZE)
-        assert len(reasons) == rows
+    pieces = shards.cut(0, source.paths[0], facts.group_rows, facts.group_offsets, 16, 8)
+    assert sum(piece.num_rows for piece in pieces) == facts.num_samples
+    for piece in pieces:
+        batches = list(sources.read(source, piece, config, 8))
+        assert sum(batch.num_rows for batch in batches) == piece.num_rows
+        for batch in batches:
+            _, reasons = images.decode_batch(batch["image"].to_pylist(), SIZE)
+            assert len(reasons) == batch.num_rows
 
 
 NAMES = ("cat", "dog", "ant")
@@ -149,7 +147,7 @@ STRINGS = st.lists(st.one_of(st.none(), st.text(max_size=6), st.sampled_from(NAM
 @fuzzed(500)
 @given(INTEGERS)
 def test_labels_that_are_integers(values):
-    labels, reasons = sources.encode_labels(pa.chunked_array([pa.array(values, pa.int64())]), "integer", NAMES)
+    labels, reasons = labels_of.encode_labels(pa.chunked_array([pa.array(values, pa.int64())]), "integer", NAMES)
     for value, label, reason in zip(values, labels.tolist(), reasons, strict=True):
         if value in (0, 1, 2):
             assert (label, reason) == (value, None)
@@ -164,7 +162,7 @@ def test_labels_that_are_strings(values, is_dictionary):
     column = pa.chunked_array([pa.array(values, pa.string())])
     if is_dictionary:
         column = column.dictionary_encode()
-    labels, reasons = sources.encode_labels(column, "string", NAMES)
+    labels, reasons = labels_of.encode_labels(column, "string", NAMES)
     for value, label, reason in zip(values, labels.tolist(), reasons, strict=True):
         if value in NAMES:
             assert (label, reason) == (NAMES.index(value), None)
@@ -192,5 +190,5 @@ def test_labels_that_are_strings(values, is_dictionary):
     )
 )
 def test_metadata_that_names_classes(metadata):
-    found = sources.class_names_in_metadata(pa.schema([("label", pa.int64())], metadata=metadata), "label")
+    found = labels_of.class_names_in_metadata(pa.schema([("label", pa.int64())], metadata=metadata), "label")
     assert found is None or all(isinstance(name, str) for name in found)

@@ -175,11 +175,9 @@ def test_what_is_no_parquet_is_named(tmp_path):
             inspect(path)
 
 
-def test_damaged_data_behind_a_sound_footer(tmp_path):
+def test_damaged_labels_behind_a_sound_footer(tmp_path):
     path = write(tmp_path / "a.parquet", table([f"class {row}" for row in range(200)]), compression="zstd")
-    content = bytearray(path.read_bytes())
-    content[4:2000] = b"\xaa" * 1996
-    path.write_bytes(content)
+    damage(path, row_group=0, column="label")
     with pytest.raises(InputError, match=r"shard a.parquet cannot be read"):
         inspect(path)
 
@@ -316,3 +314,42 @@ def test_reading_from_shards_in_folders(tmp_path):
     assert [sources.inspect(source, shard, InputConfig(path="x")).group_rows for shard in (0, 1)] == [(3,), (5,)]
     assert parquet_shards.read_columns(source, Piece(1, "b/x.parquet", 0, 5), ["row"]).num_rows == 5
     assert [part.num_rows for part in parquet_shards.read_rows(source, 1, np.array([4]), ["row"])] == [1]
+
+
+# Damage that only reading finds.
+
+
+def damage(path: Path, row_group: int, column: str = "image") -> None:
+    """Overwrite the pages of a column of one row group; the footer and all other pages stay."""
+    chunk = pq.ParquetFile(path).metadata.row_group(row_group).column(0 if column == "image" else 1)
+    content = bytearray(path.read_bytes())
+    start = min(chunk.data_page_offset, chunk.dictionary_page_offset or chunk.data_page_offset)
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+
+
+def test_a_damaged_page_costs_its_piece_and_no_other(tmp_path):
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4, compression="zstd")
+    damage(path, row_group=1)
+    source, config = find(path), InputConfig(path=str(path))
+    facts = sources.inspect(source, 0, config)  # labels and footer are sound
+    assert facts.num_samples == 12
+    pieces = shards.cut(0, "a.parquet", facts.group_rows, (), 4, 2)
+    assert [(piece.first_row, piece.num_rows) for piece in pieces] == [(0, 4), (4, 4), (8, 4)]
+    found = [pa.concat_tables(sources.read(source, piece, config, 2)) for piece in pieces]
+    assert [part["problem"].null_count for part in found] == [4, 0, 4]
+    assert set(found[1]["problem"].to_pylist()) == {"the shard is damaged here"}
+    assert found[1]["image"].null_count == 4
+    assert found[1]["key"].to_pylist() == [f"a.parquet:{row}" for row in range(4, 8)]
+    assert found[2]["label"].to_pylist() == [8, 9, 10, 11]
+    reasons = labels.encode_labels(found[1]["label"], "integer", ["x"] * 12)[1]
+    assert reasons == ["label is null"] * 4
+
+
+def test_a_store_that_fails_is_no_damage(tmp_path):
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4, compression="zstd")
+    damage(path, row_group=1)
+    source, config = find(path), InputConfig(path=str(path))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        list(sources.read(source, Piece(0, "a.parquet", 4, 4), config, 2))

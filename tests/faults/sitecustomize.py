@@ -39,7 +39,7 @@ def step(what: str, path: str) -> None:
 
 
 def break_run_store(module) -> None:
-    aside, commit = module._aside, module.RunStore.commit
+    aside, commit = module.aside, module.RunStore.commit
 
     @contextmanager
     def faulty_aside(filesystem, path):
@@ -56,7 +56,7 @@ def break_run_store(module) -> None:
         commit(self, stage, *arguments)
         step("committed", self.path(stage))
 
-    module._aside, module.RunStore.commit = faulty_aside, faulty_commit
+    module.aside, module.RunStore.commit = faulty_aside, faulty_commit
 
 
 def break_subset(module) -> None:
