@@ -91,7 +91,7 @@ def sample_class(
     label : int
         Of the class; with `seed` it starts k-means, and errors name it.
     contradicted_fraction : float
-        In [0, 1], from `contradicted_fraction`; for tail 'auto'.
+        In [0, 1], of all classes, from the function of this name; for tail 'auto'.
     wrong_label_fraction : float
         In [0, 1], from `estimate_wrong_labels`; for tail 'auto' with the noise guard on.
     settings : SampleConfig
@@ -308,10 +308,11 @@ def _density_weights(hardness: NDArray[np.float64], gamma: float, num_bins: int 
 def tail_fraction(keep_fraction: float, contradicted_fraction: float, wrong_label_fraction: float = 0.0) -> float:
     """Share of a class to set aside as its hardest tail, for tail 'auto'. Ours.
 
-    max(min(0.5, 2 (1 - r)^2 e), w), with r the fraction that is kept, e the share of the class that the proxy
+    max(min(0.5, 2 (1 - r)^2 e), w), with r the fraction that is kept, e the share of all samples that the proxy
     contradicts and w the estimated share of wrong labels: what cannot be learnt from few samples is about twice what
     the proxy could not learn from all of them, and ever less of it the more is kept. A tail that does not ask the proxy
-    is too long on easy data and too short on hard (docs/experiments.md).
+    is too long on easy data (docs/experiments.md); one that asks it class by class would cut the rare classes of a long
+    tail, which a proxy contradicts because they are rare.
 
     Parameters
     ----------
@@ -337,7 +338,7 @@ def tail_fraction(keep_fraction: float, contradicted_fraction: float, wrong_labe
 
 
 def contradicted_fraction(margin: NDArray[np.floating]) -> float:
-    """Share of a class's samples for which the proxy prefers another class.
+    """Share of the samples, of all classes, for which the proxy prefers another class.
 
     Parameters
     ----------
@@ -348,7 +349,7 @@ def contradicted_fraction(margin: NDArray[np.floating]) -> float:
     Returns
     -------
     float
-        In [0, 1]; 0 for an empty class.
+        In [0, 1]; 0 without samples.
     """
     margin = as_scores(margin, "contradicted_fraction")
     return float(np.count_nonzero(margin > 0) / max(len(margin), 1))

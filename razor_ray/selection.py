@@ -122,7 +122,7 @@ def gamma_razor(
         config=weigh,
     )
     hardness = samples.column(samples.hardness)
-    average_margin = samples.column(schema.average_margin(samples.scores))
+    contradicted = sampling.contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
     keep = np.zeros(len(samples.ids), bool)
     for (label, rows), quota in zip(classes, shares.quota, strict=True):
         keep[rows] = sampling.sample_class(
@@ -132,7 +132,7 @@ def gamma_razor(
             quota=int(quota),
             seed=seed,
             label=label,
-            contradicted_fraction=sampling.contradicted_fraction(average_margin[rows]),
+            contradicted_fraction=contradicted,
             wrong_label_fraction=sampling.estimate_wrong_labels(loss[rows], margin[rows]),
             settings=sample,
         ).keep

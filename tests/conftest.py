@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,10 +38,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[str]:
     """A private Ray, started by our own session, which stages find open. Gives the address of its job server."""
+    import ray
+
     from razor_ray.stages import runtime
 
-    with runtime.session(dashboard=True) as address:
-        yield f"http://{address}"
+    # A folder of its own, and in it the note that `ray start` leaves: without one a job looks for its cluster among the
+    # machine's processes, and may find another's. Short, since paths of sockets must be.
+    with tempfile.TemporaryDirectory(prefix="rr") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        with runtime.session(dashboard=True) as address:
+            Path(folder, "ray", "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
+            yield f"http://{address}"
 
 
 def real_data(name: str) -> Path:

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jobs.benchmarks.measure import num_cpus
-from razor_ray import hardness, images, model, sources
+from razor_ray import hardness, images, model, parquet_shards
 from razor_ray.config import InputConfig, ScoreConfig
 from razor_ray.run_store import RunStore
 
@@ -161,7 +161,7 @@ def _together(
 def _decode_rate(setup: Setup, seconds: float) -> float:
     torch.set_num_threads(1)
     column = pq.read_table(setup.shards()[0], columns=["image"])["image"].slice(0, setup.batch_size)
-    encoded = sources.image_bytes(column)
+    encoded = parquet_shards.image_bytes(column)
     return _rate(lambda: images.decode_batch(encoded, setup.image_size), len(encoded), seconds)
 
 

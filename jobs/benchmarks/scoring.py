@@ -23,7 +23,7 @@ from jobs.benchmarks.measure import (
     median,
     steady_rate,
 )
-from razor_ray import model, sources
+from razor_ray import model, parquet_shards, sources
 from razor_ray.config import InputConfig
 
 _TITLES = {
@@ -167,7 +167,7 @@ def read_images(path: str) -> pa.Table:
     label = pa.concat_tables([table.select(["label"]) for table in tables])["label"]
     if not pa.types.is_integer(label.type):
         raise ValueError(f"{path}: the benchmarks need an integer label, got {label.type}.")
-    encoded = [each for table in tables for each in sources.image_bytes(table["image"])]
+    encoded = [each for table in tables for each in parquet_shards.image_bytes(table["image"])]
     return pa.table({"image": pa.array(encoded, pa.binary()), "label": label.cast(pa.int64())})
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from razor_ray import sampling, schema
@@ -37,12 +36,11 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     partition_of_label = np.zeros(int(labels.max()) + 1, np.int64)
     partition_of_label[labels] = exchange.even_partitions(num_samples, _num_partitions(store, len(labels)))
     hardness = store.commit_facts("scores")["hardness"]
-    average_margin = schema.average_margin(pq.read_schema(store.files("scores")[0], filesystem=store.filesystem).names)
-    columns = list(dict.fromkeys([*_COLUMNS, hardness, average_margin]))
+    columns = list(dict.fromkeys([*_COLUMNS, hardness]))
     split = exchange.scatter_by_label(store.files("scores"), store.filesystem, columns, partition_of_label)
     folder = store.begin("selection")
     calls = (
-        (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, hardness, average_margin, *tables)
+        (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, hardness, *tables)
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
@@ -95,7 +93,6 @@ def _sample_partition(
     weights: Weights,
     config: PruneConfig,
     hardness: str,
-    average_margin: str,
     *tables: pa.Table,
 ) -> dict[int, dict[str, Any]]:
     table = pa.concat_tables(tables)
@@ -105,7 +102,7 @@ def _sample_partition(
     selections = []
     for value in np.unique(label).tolist():
         members = table.take(pa.array(np.flatnonzero(label == value)))
-        selection = _sample_class(members, class_rows[value], weights, config, hardness, average_margin)
+        selection = _sample_class(members, class_rows[value], weights, config, hardness)
         selections.append(selection)
         kept = selection.filter(selection["keep"])
         found[value] = {
@@ -119,7 +116,7 @@ def _sample_partition(
 
 
 def _sample_class(
-    table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig, hardness_name: str, margin_name: str
+    table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig, hardness_name: str
 ) -> pa.Table:
     # By identity: whatever order the pieces came in, every sum below is over the same rows in the same order.
     table = table.sort_by("sample_id").combine_chunks()
@@ -136,7 +133,7 @@ def _sample_class(
         quota=row["quota"],
         seed=config.seed,
         label=row["label"],
-        contradicted_fraction=sampling.contradicted_fraction(table[margin_name].to_numpy()),
+        contradicted_fraction=weights.contradicted_fraction,
         wrong_label_fraction=sampling.estimate_wrong_labels(loss, table["margin"].to_numpy()),
         floor_bound=row["quota"] <= min(config.weigh.class_floor, row["num_samples"]),
         settings=config.sample,

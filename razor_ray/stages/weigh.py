@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
@@ -37,6 +38,8 @@ class Weights:
     """Of `schema.WEIGHTS`, by label."""
     ispl: IsplSettings
     beta: float
+    contradicted_fraction: float
+    """Share of all samples for which the proxy prefers another class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class _ClassLosses:
     loss: NDArray[np.float32]
     """(n_c,), ascending."""
     num_correct: int
+    num_contradicted: int
 
 
 def weigh(
@@ -79,12 +83,11 @@ def weigh(
     with stage("weigh", len(class_names), "classes") as progress:
         num_classes = len(class_names)
         partitions = min(-(-num_classes // _CLASSES_PER_PARTITION), _MAX_PARTITIONS)
-        split = exchange.scatter_by_label(
-            store.files("scores"),
-            store.filesystem,
-            ["label", "loss", "correct"],
-            np.arange(num_classes) % partitions,
-        )
+        files = store.files("scores")
+        margin = schema.average_margin(pq.read_schema(files[0], filesystem=store.filesystem).names)
+        partition_of_label = np.arange(num_classes) % partitions
+        columns = ["label", "loss", "correct", margin]
+        split = exchange.scatter_by_label(files, store.filesystem, columns, partition_of_label)
         gather = ray.remote(_gather).options(name="gather losses")
         held = [gather.remote(*tables) for tables in split]
         ispl = IsplSettings.of(config, threshold or _exact_quantile(held, config.quantile))
@@ -98,7 +101,8 @@ def weigh(
             found["effective_count"] = math.fsum(counts) / len(counts)
         table, facts = _weights_table(class_names, by_class, config, keep_fraction)
         progress.note = f"{facts['budget']:,} of {facts['num_samples']:,} samples to keep"
-    metadata = {_METADATA_KEY: json.dumps({"ispl": asdict(ispl), "beta": facts["beta"]}).encode()}
+    kept_facts = {"ispl": asdict(ispl), "beta": facts["beta"], "contradicted_fraction": facts["contradicted_fraction"]}
+    metadata = {_METADATA_KEY: json.dumps(kept_facts).encode()}
     folder = store.begin("weights")
     write_table(store.filesystem, f"{folder}/weights.parquet", table.replace_schema_metadata(metadata))
     store.commit("weights", facts | {"ispl": asdict(ispl), "effective_count": facts_of_classes})
@@ -109,21 +113,22 @@ def read(store: RunStore) -> Weights:
     table = store.read("weights")
     facts = json.loads(table.schema.metadata[_METADATA_KEY])
     table = schema.check(table.replace_schema_metadata(None), schema.WEIGHTS, "weights")
-    return Weights(table, IsplSettings(**facts["ispl"]), facts["beta"])
+    return Weights(table, IsplSettings(**facts["ispl"]), facts["beta"], facts["contradicted_fraction"])
 
 
 def _gather(*tables: pa.Table) -> dict[int, _ClassLosses]:
     table = pa.concat_tables(tables)
     label, loss = table["label"].to_numpy(), table["loss"].to_numpy()
     correct = table["correct"].to_numpy(zero_copy_only=False)
+    is_ahead = table[schema.average_margin(table.column_names)].to_numpy() > 0  # (N,) another class is
     order = np.lexsort((loss, label))  # (N,)
-    label, loss, correct = label[order], loss[order], correct[order]
+    label, loss, correct, is_ahead = label[order], loss[order], correct[order], is_ahead[order]
     if not len(label):
         return {}  # a partition none of whose classes has a sample
     present, starts = np.unique(label, return_index=True)
     stops = [*starts[1:].tolist(), len(label)]
     return {
-        int(value): _ClassLosses(loss[start:stop], int(correct[start:stop].sum()))
+        int(value): _ClassLosses(loss[start:stop], int(correct[start:stop].sum()), int(is_ahead[start:stop].sum()))
         for value, start, stop in zip(present, starts.tolist(), stops, strict=True)
     }
 
@@ -182,6 +187,7 @@ def _class_mass(classes: dict[int, _ClassLosses], ispl: IsplSettings) -> dict[in
             "num_samples": len(held.loss),
             "effective_count": float(ispl.weigh(held.loss).sum()),
             "recall": held.num_correct / len(held.loss),
+            "num_contradicted": held.num_contradicted,
         }
         for label, held in classes.items()
     }
@@ -207,5 +213,10 @@ def _weights_table(
         "quota": shares.quota,
     }
     table = pa.table([pa.array(columns[f.name], f.type) for f in schema.WEIGHTS], schema=schema.WEIGHTS)
-    facts = {"budget": budget, "num_samples": int(num_samples.sum()), "beta": float(shares.beta)}
+    facts = {
+        "budget": budget,
+        "num_samples": int(num_samples.sum()),
+        "beta": float(shares.beta),
+        "contradicted_fraction": sum(by_class[label]["num_contradicted"] for label in labels) / int(num_samples.sum()),
+    }
     return schema.check(table, schema.WEIGHTS, "weights"), facts

@@ -139,7 +139,7 @@ def test_each_class_is_sampled_as_the_pure_function_says(tmp_path, hardness, noi
             quota=quota,
             seed=3,
             label=label,
-            contradicted_fraction=sampling.contradicted_fraction(rows["margin"].to_numpy()),
+            contradicted_fraction=sampling.contradicted_fraction(table["margin"].to_numpy()),
             wrong_label_fraction=sampling.estimate_wrong_labels(rows["loss"].to_numpy(), rows["margin"].to_numpy()),
             settings=settings,
             floor_bound=quota == 1,
