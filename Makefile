@@ -10,10 +10,10 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-others chaos lint types wheel clean
+.PHONY: help setup demo test test-ray test-others test-long chaos lint types wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with the pinned packages (about 7 GB of disk, the first time only)
 
@@ -33,11 +33,15 @@ test: lint types ## lint, types, doctests and tests
 	@$(MAKE) --no-print-directory -j2 test-ray test-others
 
 test-ray: setup
-	@$(TEST_ENV) $(RUN) -m pytest -m ray --durations=10 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' --durations=10 --durations-min=5
 
 test-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m "not ray"
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long'
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
+
+test-long: setup ## what make test leaves out for its length: a tiny run of every benchmark
+	@echo "== long tests: pytest -m long"
+	@$(TEST_ENV) $(RUN) -m pytest -m long
 
 chaos: setup ## runs that are killed at random points and begun again (up to an hour; make test has a short form)
 	@echo "== chaos: pytest tests/chaos_long.py"

@@ -215,6 +215,7 @@ def test_score(capsys, shards):
 
 
 @ran
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_sample(capsys):
     result = result_of(
@@ -234,6 +235,7 @@ def test_sample(capsys):
 
 
 @ran
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_scale(capsys, shards):
     result = result_of(
@@ -246,6 +248,7 @@ def test_scale(capsys, shards):
 
 
 @ran
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_train(capsys, shards):
     sizes = ("--image-size", "16", "--batch-size", "32", "--num-images", "200", "--epochs", "2", "--repeats", "1")
