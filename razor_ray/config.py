@@ -195,8 +195,8 @@ class SampleConfig:
     num_clusters: int = 20
     """Of a class, for k-means; a class of fewer than ten samples per cluster gets fewer clusters."""
     tail: float | Auto = "auto"
-    """The far edge: the fraction of a class, its hardest samples, that is set aside. 'auto': grows with the share of
-    samples that the proxy contradicts and as the budget falls; never below the estimated share of wrong labels."""
+    """The far edge: the fraction of a class, its hardest samples, that is set aside. 'auto': grows as the budget
+    falls, up to twice the share that the proxy contradicts; never below the estimated share of wrong labels."""
     gamma: float | Auto = "auto"
     """The near edge, the razor's sharpness: a sample is kept with a chance that goes as density^-gamma, the density of
     hardness around it. 0 follows the data, 1 (which 'auto' is) covers the range of hardness evenly."""

@@ -308,11 +308,10 @@ def _density_weights(hardness: NDArray[np.float64], gamma: float, num_bins: int 
 def tail_fraction(keep_fraction: float, contradicted_fraction: float, wrong_label_fraction: float = 0.0) -> float:
     """Share of a class to set aside as its hardest tail, for tail 'auto'. Ours.
 
-    max(min(0.5, 2 (1 - r)^2 e), w), with r the fraction that is kept, e the share of all samples that the proxy
-    contradicts and w the estimated share of wrong labels: what cannot be learnt from few samples is about twice what
-    the proxy could not learn from all of them, and ever less of it the more is kept. A tail that does not ask the proxy
-    is too long on easy data (docs/experiments.md); one that asks it class by class would cut the rare classes of a long
-    tail, which a proxy contradicts because they are rare.
+    max(min(0.03 / r, 2 e, 0.5), w), with r the fraction that is kept, e the share of all samples that the proxy
+    contradicts and w the estimated share of wrong labels. The smaller the budget, the more of a class is out of its
+    reach; but no more than about twice what the proxy could not learn from everything, which on easy data is little
+    (docs/experiments.md). e is of all classes: the rare ones of a long tail are contradicted because they are rare.
 
     Parameters
     ----------
@@ -333,8 +332,8 @@ def tail_fraction(keep_fraction: float, contradicted_fraction: float, wrong_labe
     for name, fraction in (("contradicted", contradicted_fraction), ("wrong_label", wrong_label_fraction)):
         if not 0 <= fraction <= 1:
             raise ValueError(f"{name}_fraction must be in [0, 1], got {fraction}.")
-    out_of_reach = 2 * (1 - keep_fraction) ** 2 * contradicted_fraction
-    return max(min(_MAX_TAIL_FRACTION, out_of_reach), wrong_label_fraction)
+    out_of_reach = min(0.03 / keep_fraction, 2 * contradicted_fraction, _MAX_TAIL_FRACTION)
+    return max(out_of_reach, wrong_label_fraction)
 
 
 def contradicted_fraction(margin: NDArray[np.floating]) -> float:
