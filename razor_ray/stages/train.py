@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -324,15 +324,17 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
         shown, beat = 0, None
         while True:
             is_last = ended.wait(1.0)
-            lines = read_metrics(store, folder)
-            for line in lines[shown:]:
-                accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
-                note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
-                progress.advance(line["num_samples"], note)
-            shown = len(lines)
-            if (found := store.read_json(f"{folder}/{_BEAT}")) != beat:
-                beat = found
-                sign_of_life()
+            # A store that does not answer for a moment must not end this: without it the run would seem to stand still.
+            with suppress(OSError):
+                lines = read_metrics(store, folder)
+                for line in lines[shown:]:
+                    accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
+                    note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
+                    progress.advance(line["num_samples"], note)
+                shown = len(lines)
+                if (found := store.read_json(f"{folder}/{_BEAT}")) != beat:
+                    beat = found
+                    sign_of_life()
             if is_last:
                 return
 

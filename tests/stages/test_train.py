@@ -1,6 +1,8 @@
 """Training on Ray Train: that it learns, that it goes on after an interruption, and that every sample is counted."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -210,3 +212,24 @@ def test_use_weights_needs_the_column(split, tmp_path, capfd):
     arguments = ["--input", str(split / "train"), "--output", str(tmp_path / "run"), "--use-weights"]
     assert main(["train", *arguments]) == 2
     assert "has no column 'weight'" in capfd.readouterr().err
+
+
+def test_a_store_that_does_not_answer_for_a_moment_is_followed_on(tmp_path, monkeypatch):
+    store = RunStore(str(tmp_path))
+    read_json, failures = RunStore.read_json, [OSError("503"), OSError("503")]
+
+    def flaky(self, name):
+        if failures:
+            raise failures.pop()
+        return read_json(self, name)
+
+    monkeypatch.setattr(RunStore, "read_json", flaky)
+    signs = []
+    monkeypatch.setattr(training, "sign_of_life", lambda: signs.append(time.monotonic()))
+    task = SimpleNamespace(last_epoch=1, num_samples=1, config=SimpleNamespace(epochs=1))
+    store.write_json("train/_beat.json", {"at": 1.0})
+    with training._followed("train", task, store, "train"):  # type: ignore[arg-type]
+        end = time.monotonic() + 20
+        while not signs and time.monotonic() < end:
+            time.sleep(0.05)
+    assert not failures and signs  # the third look found the beat
