@@ -244,7 +244,7 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
             learning_rate=config.proxy.learning_rate,
             seed=config.seed,
         )
-        rounds = _rounds(config)
+        rounds = _rounds(config, store)
         for number in range(1, config.rounds + 1):
             facts["metrics"] = training.train(
                 training_config,
@@ -268,14 +268,18 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")
         facts["trained"] = True
     content = model.save_weights(network)
+    store.confirm()  # not only before the seal: another run's scores may be of weights that lie there
     store.write_bytes("proxy/model.safetensors", content)
     store.seal("proxy", facts | {"weights_sha256": model.weights_hash(content)})
     store.discard("_proxy")
 
 
-def _rounds(config: PruneConfig) -> list[RunStore]:
+def _rounds(config: PruneConfig, store: RunStore) -> list[RunStore]:
     """Where the ISPL rounds but the last keep their scores and weights until the proxy is finished."""
-    return [RunStore(f"{config.output}/{_ROUNDS}/{number:02d}") for number in range(1, config.rounds)]
+    rounds = [RunStore(f"{config.output}/{_ROUNDS}/{number:02d}") for number in range(1, config.rounds)]
+    for of_round in rounds:
+        of_round.confirm = store.confirm  # they lie in the folder that is held
+    return rounds
 
 
 def _weigh_round(
@@ -332,5 +336,5 @@ def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         facts["image_size"],
         config.proxy.device,
         with_dynamics=facts["trained"],
-        rounds=_rounds(config) if config.keep_round_losses else (),
+        rounds=_rounds(config, store) if config.keep_round_losses else (),
     )

@@ -12,8 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import model, schema, weights
+from razor_ray import model, pipeline, schema, weights
 from razor_ray.cli import main
+from razor_ray.config import InputConfig, PruneConfig
+from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
 from tests.conftest import write_shards
 
@@ -162,7 +164,6 @@ def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_
 def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     """Three ISPL rounds: each trains on the weights of the one before, λ falls, an interruption between rounds changes
     nothing, and how samples fared over the epochs is told."""
-    from razor_ray import pipeline
 
     encoded = digits["image"].to_pylist()[:200]
     encoded[7] = b"no image"
@@ -339,7 +340,6 @@ def test_classes_in_another_order_are_refused(digits, tmp_path, capfd, split):
 
 
 def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(run, weights_file, tmp_path, capfd, monkeypatch):
-    from razor_ray import pipeline
 
     output = shutil.copytree(run, tmp_path / "out")
     shutil.rmtree(output / "subset")
@@ -375,3 +375,15 @@ def test_a_run_on_a_store_without_rename(run, weights_file, tmp_path, monkeypatc
         found = pq.read_table(output / stage).sort_by("sample_id")  # what users read: nothing else is in the folder
         assert found.equals(pq.read_table(run / stage).sort_by("sample_id"))
     assert not (output / "_staging").exists()
+
+
+def test_only_who_holds_the_run_writes_its_rounds(tmp_path):
+    config = PruneConfig(input=InputConfig(path="in"), output=str(tmp_path / "run"), keep_fraction=0.3, rounds=3)
+    store = RunStore(config.output)
+    store.confirm = lambda: (_ for _ in ()).throw(StoppedError("taken over"))
+    for of_round in pipeline._rounds(config, store):
+        with pytest.raises(StoppedError):
+            of_round.begin("scores")
+        with pytest.raises(StoppedError):
+            of_round.commit("scores", {})
+    assert not (tmp_path / "run").exists()
