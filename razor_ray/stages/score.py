@@ -249,6 +249,13 @@ class Scorer:
     ) -> None:
         self.catalog, self.proxy, self.resources = catalog, proxy, resources
         self.filesystem, self.folders, self.plan_hash = filesystem, folders, plan_hash
+        self.refusal = None
+        try:
+            preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
+            preflight.check_seen(proxy.filesystem, proxy.weights_path, "output")
+        except ValueError as error:
+            self.refusal = error  # for the first piece to raise: an actor whose start fails is started again
+            return
         self.device = torch.device("cuda" if resources.num_gpus else "cpu")
         # One thread to an actor without a GPU, whatever the machine: more actors use more CPUs, and a score does not
         # depend on how many threads shared its sums.
@@ -269,6 +276,8 @@ class Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score pieces; gives a row of counts for each."""
+        if self.refusal is not None:
+            raise self.refusal
         rows = [self.score_piece(piece) for piece in ingest.pieces_of(batch)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 

@@ -150,6 +150,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
+    store.write_json(f"{folder}/{_BEAT}", {"at": 0.0})  # a worker that does not see it has a disk of its own
     with _followed(title, task, store, folder):
         try:
             with _own_interrupts():
@@ -298,6 +299,7 @@ def _dataset(
 
     def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(1)
+        preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
         for piece in ingest.pieces_of(batch):
             for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
                 usable = np.array([reason is None for reason in decoded.reasons])
@@ -350,6 +352,7 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     task: Task = arguments["task"]
+    preflight.check_seen(task.filesystem, f"{task.folder}/{_BEAT}", "output")
     _Worker(task).run()
 
 
