@@ -57,6 +57,8 @@ class Task:
     batch_size: int
     """Of one worker."""
     learning_rate: float
+    precision: str
+    """'float32' or 'bf16': resolved once, in the driver, lest it depend on where the worker runs."""
     num_workers: int
     num_samples: int
     num_eval: int
@@ -259,6 +261,7 @@ def _task(
         stored_size=stored,
         batch_size=max(2, total // workers),
         learning_rate=training.choose_learning_rate(config.optimizer, arch, total) if rate == "auto" else rate,
+        precision=training.choose_precision(config.precision, torch.device("cuda" if gpus else "cpu")),
         num_workers=workers,
         num_samples=num_samples,
         num_eval=num_eval,
@@ -363,7 +366,7 @@ class _Worker:
         context = ray.train.get_context()
         self.task, self.rank = task, context.get_world_rank()
         self.device = ray.train.torch.get_device()
-        self.precision = training.choose_precision(task.config.precision, self.device)
+        self.precision = task.precision
         if self.device.type == "cpu":
             # Ray limits a worker's threads to the CPUs it reserved, but nothing else computes while it trains.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -517,6 +520,7 @@ class _Worker:
             "network": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lines": json.dumps(self.lines),
+            "precision": self.precision,
         }
 
     def _restore(self) -> None:
@@ -527,6 +531,8 @@ class _Worker:
         state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         self.plain.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Not the task's: the driver that goes on may be of another kind than the one that began.
+        self.precision = self.trainer.precision = state.get("precision", self.precision)
         self.lines = json.loads(state["lines"])
         self.next_epoch = len(self.lines) + 1
         # There may be another number of workers now; sums add up whoever goes on with them.

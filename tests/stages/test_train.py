@@ -102,6 +102,45 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, monk
     assert untimed(resumed) == untimed(whole)
 
 
+def test_the_driver_chooses_the_precision_and_a_training_keeps_it(split, tmp_path, monkeypatch):
+    """Begun where bf16 is fast, gone on with where it is not: the same as if nothing had happened."""
+    monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: True)
+    whole = train(config(split, tmp_path / "whole"))
+    assert precision_in(tmp_path / "whole") == "bf16"
+    train_epoch = training._Worker._train_epoch
+
+    def killed(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(split, tmp_path / "resumed"))
+    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: False)
+    assert untimed(train(config(split, tmp_path / "resumed"))) == untimed(whole)
+    assert precision_in(tmp_path / "resumed") == "bf16"
+    # What the worker's own machine could do is not asked.
+    monkeypatch.setattr(training._Worker, "__init__", with_bf16_here(training._Worker.__init__, monkeypatch))
+    train(config(split, tmp_path / "other", epochs=1))
+    assert precision_in(tmp_path / "other") == "float32"
+
+
+def precision_in(output) -> str:
+    return json.loads((output / "train" / "model.json").read_text())["precision"]
+
+
+def with_bf16_here(start, monkeypatch):
+    """A worker that starts on a CPU that multiplies bf16."""
+
+    def started(self, task):
+        monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: True)
+        start(self, task)
+
+    return started
+
+
 @pytest.mark.parametrize("cache_gib", [4.0, 0.0])
 def test_dynamics_are_of_every_sample_and_epoch(split, tmp_path, monkeypatch, cache_gib):
     """Against a plain forward pass: a network that does not move sees in every epoch what that pass sees."""
