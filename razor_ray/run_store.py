@@ -183,6 +183,12 @@ class RunStore:
             are_whole = pool.map(partial(_is_whole, self.filesystem), files)
             return {info.base_name for info, is_whole in zip(files, are_whole, strict=True) if is_whole}
 
+    def num_bytes(self, stages: Collection[str]) -> int:
+        """Bytes of the files of some stages, those under way included."""
+        folders = {folder for stage in stages for folder in (self._work(stage), self.path(stage))}
+        selectors = [pafs.FileSelector(folder, allow_not_found=True) for folder in folders]
+        return sum(info.size or 0 for selector in selectors for info in self.filesystem.get_file_info(selector))
+
     def commit(self, stage: str, facts: dict[str, Any], names: Collection[str] | None = None) -> None:
         """Make the stage's files its result, together with `facts` (JSON).
 

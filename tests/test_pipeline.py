@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -17,6 +18,8 @@ from razor_ray.cli import main
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
+from razor_ray.stages import runtime
+from razor_ray.training import choose_precision
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -223,7 +226,9 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # forgotten once at most, or never learned
     selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
     np.testing.assert_array_equal(selection["hardness"], columns["mean_el2n"])
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["scores"]["hardness"] == "mean_el2n"
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["scores"]["hardness"] == "mean_el2n"
+    assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))
 
 
 def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):
@@ -294,6 +299,31 @@ def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it,
 def test_a_request_that_cannot_be_met_leaves_no_folder_behind(run, weights_file, tmp_path, capfd, option, message):
     assert prune(run.parent / "in", tmp_path / "out", weights_file, *option) == 2
     assert message in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_must_fit_the_cluster_also_when_a_run_goes_on(run, weights_file, tmp_path, capfd, monkeypatch):
+    arguments = (run.parent / "in", tmp_path / "out", weights_file, "--input.id-column", "name")
+    shutil.copytree(run, tmp_path / "out")
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 0.1, "memory": 2.0**40}], True))
+    assert prune(*arguments) == 0  # all of it is done
+    (tmp_path / "out" / "scores" / "_commit.json").unlink()
+    (tmp_path / "out" / "subset" / "_commit.json").unlink()
+    assert prune(*arguments) == 2
+    assert "a scoring actor needs 1 CPU, 0 GPU and" in capfd.readouterr().err
+    for file in (tmp_path / "out").rglob("*.parquet"):
+        if "catalog" not in file.parts:
+            file.unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert prune(*arguments) == 2
+    assert "Make room, or choose another --output" in capfd.readouterr().err
+
+
+def test_the_proxys_training_must_fit_the_cluster(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 0.1, "memory": 2.0**40}], True))
+    arguments = ["--input", str(run.parent / "in"), "--output", str(tmp_path / "out"), "--keep-fraction", "0.3"]
+    assert main(["prune", *arguments]) == 2
+    assert "a training worker needs" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

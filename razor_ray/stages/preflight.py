@@ -83,7 +83,7 @@ def check_fits(request: Mapping[str, float], what: str, mend: str) -> None:
 
 
 def check_space(catalog: Catalog, network: nn.Module, keep_fraction: float, store: RunStore) -> None:
-    """Refuse a local disk that has no room for the result.
+    """Refuse a local disk that has no room for the result, beside what of it is there already.
 
     Raises
     ------
@@ -97,11 +97,12 @@ def check_space(catalog: Catalog, network: nn.Module, keep_fraction: float, stor
     scores, subset = estimate_bytes(
         catalog.num_samples, sum(catalog.source.sizes), embedding_size(network), keep_fraction
     )
-    if free < scores + subset:
-        gib = [f"{number / 2**30:.1f}" for number in (scores + subset, scores, subset, free)]
+    there = store.num_bytes(("scores", "selection", "subset"))
+    if free + there < scores + subset:
+        gib = [f"{number / 2**30:.1f}" for number in (scores + subset, scores, subset, free + there)]
         raise ValueError(
             f"the run takes about {gib[0]} GiB in {store.uri} ({gib[1]} of scores, {gib[2]} of images), but "
-            f"{gib[3]} GiB are free there. Make room, or choose another --output."
+            f"{gib[3]} GiB are free there or taken by it already. Make room, or choose another --output."
         )
 
 
