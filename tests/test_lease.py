@@ -18,7 +18,8 @@ from razor_ray.interrupt import StoppedError, interruptible
 from razor_ray.lease import HeldError, hold
 from razor_ray.run_store import RunStore
 
-INTERVAL = 0.05
+INTERVAL = 0.15
+"""A takeover comes after four: time for a disk that is slow to flush."""
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -146,7 +147,7 @@ def test_a_lease_that_stays_half_written_holds_nothing_up(store):
         assert now is not None and now.token != "other"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_of_newcomers_at_once_one_stays(store, seed):
     lease._write(store, elsewhere())  # dead: all of them watch it, and take over at about the same time
     running, ended = [], []
@@ -156,9 +157,9 @@ def test_of_newcomers_at_once_one_stays(store, seed):
         time.sleep(number * seed * 0.01)
         try:
             with hold(store, lambda error: lost.set(), interval=INTERVAL):
-                if not lost.wait(10 * INTERVAL):
+                if not lost.wait(6 * INTERVAL):
                     running.append(number)
-                    time.sleep(10 * INTERVAL)
+                    time.sleep(6 * INTERVAL)
         except HeldError:
             pass
         ended.append(number)
@@ -179,7 +180,9 @@ def test_a_store_that_does_not_answer_for_a_moment_ends_no_run(store, monkeypatc
         time.sleep(3 * INTERVAL)
         monkeypatch.setattr(lease, "_write", write)
         before = lease._read(store)
-        time.sleep(3 * INTERVAL)
+        end = time.monotonic() + 20
+        while lease._read(store) == before and time.monotonic() < end:
+            time.sleep(INTERVAL)
         assert lease._read(store) != before
 
 
