@@ -513,12 +513,19 @@ def _check_learning_rate(name: str, value: float | Auto) -> None:
 
 
 def _check_no_secret(name: str, uri: str | None) -> None:
-    """Refuse a password in a URI: it would stand in config.json, the manifest, logs and the list of jobs."""
+    """Refuse a password or a signature in a URI: config.json, the manifest, logs and the list of jobs would hold it."""
     found = re.match(r"(?P<before>\w[\w+.-]*://[^/@]*:)[^@]*(?P<after>@.*)", uri or "", re.DOTALL)
     if found:
         raise ValueError(
             f"{name} must not hold a password, got {found['before']}***{found['after']}. Give credentials by the "
             "environment (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) of every node, or by the machine's role."
+        )
+    # Of the URIs that pyarrow opens itself the query holds options such as the region; elsewhere it holds signatures.
+    found = re.match(r"(?P<before>(?!(?:s3|gs|gcs|hdfs|viewfs|file)://)\w[\w+.-]*://[^?]*)\?.*=", uri or "", re.DOTALL)
+    if found:
+        raise ValueError(
+            f"{name} must not hold a query, got {found['before']}?***. Signed URIs are secrets, and would be written "
+            "down: give credentials by the environment of every node, or copy the files to a place that needs none."
         )
 
 

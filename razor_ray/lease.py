@@ -3,7 +3,8 @@
 The holder rewrites ``_lease.json`` every few seconds. A newcomer that finds one watches whether it changes; only its
 own clock counts how long. If it changes, someone else is at work and the newcomer is refused; if it does not, the
 holder is dead and the newcomer writes its own. Of two newcomers who do so at once the last one to write stays: the
-other finds a lease that is not its own, right after its write or at its next heartbeat, and yields.
+other finds a lease that is not its own, right after its write or at its next heartbeat, and yields. A lease that is
+gone was another's too: it took the folder over, and has ended since.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ INTERVAL = 5.0
 """Seconds between heartbeats."""
 
 _INTERVALS_WATCHED = 4
+_LOOKS = 5
+"""At a lease that is half-written."""
 _SETTLE_SECONDS = 0.1
 """Longer than another newcomer takes from its last look to its write; where it is not, the heartbeat finds out."""
 
@@ -135,9 +138,10 @@ def _keep(store: RunStore, own: Holder, interval: float, ended: threading.Event,
 
 def _confirm(store: RunStore, own: Holder) -> None:
     found = _read(store)
-    if found is not None and found.token != own.token:
+    if found is None or found.token != own.token:
+        who = found or "it has ended since"
         raise StoppedError(
-            f"another run has taken over {store.uri} ({found}), because this one gave no sign of life for some time. "
+            f"another run has taken over {store.uri} ({who}), because this one gave no sign of life for some time. "
             "This one has stopped; the other goes on from what is finished."
         )
 
@@ -151,10 +155,22 @@ def _release(store: RunStore, own: Holder) -> None:
 
 
 def _read(store: RunStore) -> Holder | None:
-    try:
-        value = store.read_json(LEASE)
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None  # released between two looks
+    """Who holds the folder, or None if nobody does.
+
+    Where a file cannot be renamed to its name it may be found half-written, which is a sign of life; what a dead holder
+    left like that is read as nobody's after some looks.
+    """
+    for _ in range(_LOOKS):
+        try:
+            value = store.read_json(LEASE)
+        except FileNotFoundError:
+            return None  # released between two looks
+        except json.JSONDecodeError:
+            time.sleep(_SETTLE_SECONDS)
+            continue
+        break
+    else:
+        return None
     try:
         return None if value is None else Holder(**value)
     except TypeError as error:

@@ -51,8 +51,11 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
         preflight.check_places(store, sources.find(config.input))
+        is_begun = store.is_done("catalog")
         stages.once("catalog", lambda: _begin(config, store))
         catalog = catalogs.read(config.input, store)
+        if is_begun:  # on a smaller cluster now, it may be, or beside a disk that has filled up
+            _check_can_do(config, catalog, store)
         stages.once("proxy", lambda: _make_proxy(config, catalog, store))
         proxy = _read_proxy(config, catalog, store)
         stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
@@ -196,11 +199,34 @@ def _begin(config: PruneConfig, store: RunStore) -> None:
     """
     catalog = catalogs.build(config.input)
     _check_budget(config, catalog)
-    _, _, network = _network(config.proxy, catalog)
-    preflight.check_space(catalog, network, config.keep_fraction, store)
-    check_resources(config.score, config.proxy.device)
+    _network(config.proxy, catalog)
+    _check_can_do(config, catalog, store)
     store.claim(config)
     catalogs.write(catalog, store)
+
+
+def _check_can_do(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
+    """Refuse a cluster or a disk that has no room for the stages that are left."""
+    if not store.is_done("subset"):
+        size = catalogs.choose_size(config.proxy.image_size, catalog)
+        network = model.build(model.resolve_arch(config.proxy.arch, size), len(catalog.class_names))
+        preflight.check_space(catalog, network, config.keep_fraction, store)
+    if not (store.is_done("proxy") or config.proxy.weights):
+        training.check_resources(_proxy_training(config))
+    if not store.is_done("scores"):
+        check_resources(config.score, config.proxy.device)
+
+
+def _proxy_training(config: PruneConfig) -> TrainConfig:
+    return TrainConfig(
+        input=config.input,
+        output=config.output,
+        model=config.proxy,
+        epochs=config.proxy.epochs,
+        batch_size=config.proxy.batch_size,
+        learning_rate=config.proxy.learning_rate,
+        seed=config.seed,
+    )
 
 
 def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, nn.Module]:
@@ -235,19 +261,10 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
     if config.proxy.weights:
         facts["trained"] = False
     else:
-        training_config = TrainConfig(
-            input=config.input,
-            output=config.output,
-            model=config.proxy,
-            epochs=config.proxy.epochs,
-            batch_size=config.proxy.batch_size,
-            learning_rate=config.proxy.learning_rate,
-            seed=config.seed,
-        )
-        rounds = _rounds(config)
+        rounds = _rounds(config, store)
         for number in range(1, config.rounds + 1):
             facts["metrics"] = training.train(
-                training_config,
+                _proxy_training(config),
                 catalog,
                 None,
                 store,
@@ -259,6 +276,9 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
             )
             if number < config.rounds:
                 _weigh_round(config, catalog, store, rounds, number, arch, size)
+        description = store.read_json("_proxy/model.json")
+        assert description is not None, "the training has written what it trained"
+        facts["precision"] = description["precision"]
         facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
         # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
@@ -268,14 +288,18 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")
         facts["trained"] = True
     content = model.save_weights(network)
+    store.confirm()  # not only before the seal: another run's scores may be of weights that lie there
     store.write_bytes("proxy/model.safetensors", content)
     store.seal("proxy", facts | {"weights_sha256": model.weights_hash(content)})
     store.discard("_proxy")
 
 
-def _rounds(config: PruneConfig) -> list[RunStore]:
+def _rounds(config: PruneConfig, store: RunStore) -> list[RunStore]:
     """Where the ISPL rounds but the last keep their scores and weights until the proxy is finished."""
-    return [RunStore(f"{config.output}/{_ROUNDS}/{number:02d}") for number in range(1, config.rounds)]
+    rounds = [RunStore(f"{config.output}/{_ROUNDS}/{number:02d}") for number in range(1, config.rounds)]
+    for of_round in rounds:
+        of_round.confirm = store.confirm  # they lie in the folder that is held
+    return rounds
 
 
 def _weigh_round(
@@ -332,5 +356,5 @@ def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         facts["image_size"],
         config.proxy.device,
         with_dynamics=facts["trained"],
-        rounds=_rounds(config) if config.keep_round_losses else (),
+        rounds=_rounds(config, store) if config.keep_round_losses else (),
     )

@@ -15,7 +15,9 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -30,6 +32,11 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 COST = "_cost.json"
 _STAGING = "_staging"
+_WHOLE_OR_NOT_AT_ALL = ("local", "s3", "gcs", "abfs")
+"""Types of filesystem where `aside` keeps its word. Elsewhere (hdfs://, and what fsspec opens) a write that was killed
+may leave a part of the file."""
+_PARQUET_END = b"PAR1"
+_FOOTERS_AT_ONCE = 16
 _FILES = "files"
 
 _OF_PYARROW = ("file", "s3", "gs", "hdfs")
@@ -127,8 +134,11 @@ class RunStore:
             )
 
     def is_done(self, stage: str) -> bool:
-        """Whether the stage has committed."""
-        return self._exists(self.path(stage, COMMIT))
+        """Whether the stage has committed; a commit file that was not written to its end is none."""
+        try:
+            return self.read_json(f"{stage}/{COMMIT}") is not None
+        except json.JSONDecodeError:
+            return False
 
     def commit_facts(self, stage: str) -> dict[str, Any]:
         """What the stage said when it committed."""
@@ -166,7 +176,18 @@ class RunStore:
         """Names of the files of a stage that is under way: those that were written to their end."""
         selector = pafs.FileSelector(self._work(stage), allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
-        return {info.base_name for info in found if info.size and not info.base_name.startswith("_")}
+        files = [info for info in found if info.size and not info.base_name.startswith("_")]
+        if self.filesystem.type_name in _WHOLE_OR_NOT_AT_ALL:
+            return {info.base_name for info in files}
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            are_whole = pool.map(partial(_is_whole, self.filesystem), files)
+            return {info.base_name for info, is_whole in zip(files, are_whole, strict=True) if is_whole}
+
+    def num_bytes(self, stages: Collection[str]) -> int:
+        """Bytes of the files of some stages, those under way included."""
+        folders = {folder for stage in stages for folder in (self._work(stage), self.path(stage))}
+        selectors = [pafs.FileSelector(folder, allow_not_found=True) for folder in folders]
+        return sum(info.size or 0 for selector in selectors for info in self.filesystem.get_file_info(selector))
 
     def commit(self, stage: str, facts: dict[str, Any], names: Collection[str] | None = None) -> None:
         """Make the stage's files its result, together with `facts` (JSON).
@@ -271,6 +292,15 @@ class RunStore:
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
 
+def _is_whole(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
+    """Whether a file was written to its end, as far as it tells: Parquet ends with the letters that it begins with."""
+    if info.extension != "parquet":
+        return True
+    with filesystem.open_input_file(info.path) as file:
+        file.seek(max(info.size - len(_PARQUET_END), 0))
+        return file.read() == _PARQUET_END
+
+
 def write_file(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
     """Write a small file whole or not at all, and the folder that it is in."""
     filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -289,7 +319,8 @@ def aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Where to write a file that is to be there whole or not at all.
 
     A local write can stop half-way, so it goes to a name that no reader takes for data and is renamed when it has ended
-    well. An object store shows nothing before a put has ended.
+    well. An object store shows nothing before a put has ended. Of other filesystems that is not known, so `finished`
+    and `is_done` look whether the file has its end.
     """
     if not isinstance(filesystem, pafs.LocalFileSystem):
         yield path

@@ -373,7 +373,28 @@ def test_passwords_are_refused_and_not_repeated(uri):
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://bucket/a:b@c", "gs://anonymous@bucket/x", "hdfs://host:8020/x", "/a/b:c@d", "a@b:c"]
+    "uri",
+    [
+        "https://bucket.example.org/train.parquet?X-Amz-Signature=s3cr3t&X-Amz-Date=1",
+        "https://account.example.org/c/train.parquet?sv=1&sig=s3cr3t",
+        "abfs://container/train?sig=s3cr3t",
+        "abfss://container@account.example.org/train?sas_token=s3cr3t",
+        "http://host/x?token=s3c?r3t",
+    ],
+)
+def test_signed_uris_are_refused_and_not_repeated(uri):
+    for place in (lambda: InputConfig(path=uri), lambda: CompareConfig(run="run", output=uri)):
+        with pytest.raises(ValueError, match=r"must not hold a query, got \w+://[^?]+\?\*\*\*\. Signed URIs") as raised:
+            place()
+        assert "s3c" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("s3://bucket/a:b@c", "gs://anonymous@bucket/x", "hdfs://host:8020/x", "/a/b:c@d", "a@b:c"),
+        *("s3://bucket/x?region=eu-west-1&endpoint_override=host", "hf://datasets/a/b/train-0?.parquet", "/a?b=c"),
+    ],
 )
 def test_names_with_signs_are_no_passwords(uri):
     assert InputConfig(path=uri).path == uri

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -12,9 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import model, schema, weights
+from razor_ray import model, pipeline, schema, weights
 from razor_ray.cli import main
+from razor_ray.config import InputConfig, PruneConfig
+from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
+from razor_ray.stages import runtime
+from razor_ray.training import choose_precision
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -162,7 +167,6 @@ def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_
 def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     """Three ISPL rounds: each trains on the weights of the one before, λ falls, an interruption between rounds changes
     nothing, and how samples fared over the epochs is told."""
-    from razor_ray import pipeline
 
     encoded = digits["image"].to_pylist()[:200]
     encoded[7] = b"no image"
@@ -222,7 +226,9 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # forgotten once at most, or never learned
     selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
     np.testing.assert_array_equal(selection["hardness"], columns["mean_el2n"])
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["scores"]["hardness"] == "mean_el2n"
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["scores"]["hardness"] == "mean_el2n"
+    assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))
 
 
 def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):
@@ -296,6 +302,31 @@ def test_a_request_that_cannot_be_met_leaves_no_folder_behind(run, weights_file,
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_left_must_fit_the_cluster_also_when_a_run_goes_on(run, weights_file, tmp_path, capfd, monkeypatch):
+    arguments = (run.parent / "in", tmp_path / "out", weights_file, "--input.id-column", "name")
+    shutil.copytree(run, tmp_path / "out")
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 0.1, "memory": 2.0**40}], True))
+    assert prune(*arguments) == 0  # all of it is done
+    (tmp_path / "out" / "scores" / "_commit.json").unlink()
+    (tmp_path / "out" / "subset" / "_commit.json").unlink()
+    assert prune(*arguments) == 2
+    assert "a scoring actor needs 1 CPU, 0 GPU and" in capfd.readouterr().err
+    for file in (tmp_path / "out").rglob("*.parquet"):
+        if "catalog" not in file.parts:
+            file.unlink()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    assert prune(*arguments) == 2
+    assert "Make room, or choose another --output" in capfd.readouterr().err
+
+
+def test_the_proxys_training_must_fit_the_cluster(run, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 0.1, "memory": 2.0**40}], True))
+    arguments = ["--input", str(run.parent / "in"), "--output", str(tmp_path / "out"), "--keep-fraction", "0.3"]
+    assert main(["prune", *arguments]) == 2
+    assert "a training worker needs" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_real_photographs(cifar10, weights_file, tmp_path):
     # 600 of CIFAR-10's test images, JPEG, with the class names that the file has in its metadata.
     table = pq.read_table(cifar10 / "test-00000-of-00001.parquet").slice(0, 600)
@@ -339,7 +370,6 @@ def test_classes_in_another_order_are_refused(digits, tmp_path, capfd, split):
 
 
 def test_a_full_disk_is_explained_and_the_run_goes_on_afterwards(run, weights_file, tmp_path, capfd, monkeypatch):
-    from razor_ray import pipeline
 
     output = shutil.copytree(run, tmp_path / "out")
     shutil.rmtree(output / "subset")
@@ -375,3 +405,15 @@ def test_a_run_on_a_store_without_rename(run, weights_file, tmp_path, monkeypatc
         found = pq.read_table(output / stage).sort_by("sample_id")  # what users read: nothing else is in the folder
         assert found.equals(pq.read_table(run / stage).sort_by("sample_id"))
     assert not (output / "_staging").exists()
+
+
+def test_only_who_holds_the_run_writes_its_rounds(tmp_path):
+    config = PruneConfig(input=InputConfig(path="in"), output=str(tmp_path / "run"), keep_fraction=0.3, rounds=3)
+    store = RunStore(config.output)
+    store.confirm = lambda: (_ for _ in ()).throw(StoppedError("taken over"))
+    for of_round in pipeline._rounds(config, store):
+        with pytest.raises(StoppedError):
+            of_round.begin("scores")
+        with pytest.raises(StoppedError):
+            of_round.commit("scores", {})
+    assert not (tmp_path / "run").exists()

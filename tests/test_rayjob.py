@@ -59,6 +59,15 @@ def test_versions_are_pinned_and_agree():
     assert images.pop().rpartition(":")[2] == f"{own}-ray{pinned[1]}"
 
 
+def test_nobody_without_the_token_is_let_in():
+    # The dashboard, which takes jobs, listens on the pod's address, since KubeRay asks it from another pod.
+    assert CLUSTER["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0"
+    assert CLUSTER["authOptions"] == {"mode": "token"}
+    assert tuple(int(part) for part in CLUSTER["rayVersion"].split(".")) >= (2, 52)  # the first with tokens
+    # A container's own setting would go before KubeRay's.
+    assert not any("RAY_AUTH_MODE" in str(container) for container in containers())
+
+
 def test_the_head_does_no_work_and_groups_are_bounded():
     assert CLUSTER["enableInTreeAutoscaling"] is True
     assert CLUSTER["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"

@@ -350,6 +350,21 @@ def test_a_remote_stage_is_done_again(remote):
     assert remote.files("scores") == [remote.path("scores", "a.parquet")]
 
 
+def test_half_a_file_is_not_finished_where_writes_go_to_their_place(remote):
+    """As a process leaves it that is killed while it writes to hdfs://, or to what fsspec opens."""
+    folder = remote.begin("scores")
+    write_table(remote.filesystem, f"{folder}/a.parquet", TABLE)
+    with remote.filesystem.open_input_file(f"{folder}/a.parquet") as file:
+        content = file.read()
+    for name, cut in (("b", content[: len(content) // 2]), ("c", content[:-1]), ("d", b"PA"), ("e", b"")):
+        with remote.filesystem.open_output_stream(f"{folder}/{name}.parquet") as stream:
+            stream.write(cut)
+    assert remote.finished("scores") == {"a.parquet"}
+    with remote.filesystem.open_output_stream(remote.path("scores", "_commit.json")) as stream:
+        stream.write(b'{"files": ["a.par')
+    assert not remote.is_done("scores")
+
+
 class NoRename(pafs.FSSpecHandler):
     """An object store: files are there when a put has ended, and nothing can be moved."""
 

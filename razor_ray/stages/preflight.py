@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import pyarrow.fs as pafs
 import ray
@@ -44,6 +46,20 @@ def check_places(store: RunStore, source: sources.Source) -> None:
         store.discard(_PROBES)
 
 
+def check_seen(filesystem: pafs.FileSystem, path: str, place: Literal["input", "output"]) -> None:
+    """Refuse to work on a node that does not see a file of the input or the output.
+
+    For nodes that an autoscaler brings: when `check_places` asked, they were not there.
+
+    Raises
+    ------
+    ValueError
+        Naming this node.
+    """
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        raise ValueError(f"node {socket.gethostname()} does not see the {place} ({path} is not there). {_mend(place)}")
+
+
 def check_fits(request: Mapping[str, float], what: str, mend: str) -> None:
     """Refuse what no node can hold, neither one that is there nor one that the autoscaler may start.
 
@@ -67,7 +83,7 @@ def check_fits(request: Mapping[str, float], what: str, mend: str) -> None:
 
 
 def check_space(catalog: Catalog, network: nn.Module, keep_fraction: float, store: RunStore) -> None:
-    """Refuse a local disk that has no room for the result.
+    """Refuse a local disk that has no room for the result, beside what of it is there already.
 
     Raises
     ------
@@ -81,11 +97,12 @@ def check_space(catalog: Catalog, network: nn.Module, keep_fraction: float, stor
     scores, subset = estimate_bytes(
         catalog.num_samples, sum(catalog.source.sizes), embedding_size(network), keep_fraction
     )
-    if free < scores + subset:
-        gib = [f"{number / 2**30:.1f}" for number in (scores + subset, scores, subset, free)]
+    there = store.num_bytes(("scores", "selection", "subset"))
+    if free + there < scores + subset:
+        gib = [f"{number / 2**30:.1f}" for number in (scores + subset, scores, subset, free + there)]
         raise ValueError(
             f"the run takes about {gib[0]} GiB in {store.uri} ({gib[1]} of scores, {gib[2]} of images), but "
-            f"{gib[3]} GiB are free there. Make room, or choose another --output."
+            f"{gib[3]} GiB are free there or taken by it already. Make room, or choose another --output."
         )
 
 
@@ -129,17 +146,23 @@ def _ask_nodes(store: RunStore, source: sources.Source, nodes: Mapping[str, str]
             where = store.uri if place == "output" else source.base
             raise ValueError(
                 f"{len(names)} of {len(nodes)} nodes do not see the {place} {where} ({', '.join(sorted(names)[:5])}). "
-                f"Give an --{place} that all nodes see: s3://, gs://, or a folder that is mounted on all of them."
+                f"{_mend(place)}"
             )
+
+
+def _mend(place: str) -> str:
+    return f"Give an --{place} that all nodes see: s3://, gs://, or a folder that is mounted on all of them."
 
 
 def _look(filesystem: pafs.FileSystem, folder: str, token: str, node: str, source: sources.Source) -> tuple[bool, bool]:
     """Whether this node sees the input and the output; leaves its answer in the output too."""
-    first = source.filesystem.get_file_info(f"{source.base}/{source.paths[0]}")
+    first = source.filesystem.get_file_info(sources.probe_path(source))
+    # What is known of class folders is the size of many files at once.
+    sees_input = first.type == pafs.FileType.File and (source.format == "folders" or first.size == source.sizes[0])
     probe = filesystem.get_file_info(f"{folder}/{token}")
     if probe.type == pafs.FileType.File:
         write_file(filesystem, f"{folder}/{node}", token.encode())
-    return first.size == source.sizes[0], probe.type == pafs.FileType.File
+    return sees_input, probe.type == pafs.FileType.File
 
 
 def _in_words(resources: Mapping[str, float]) -> str:

@@ -4,9 +4,9 @@ An actor reads its pieces itself and decodes them, so that no pixel crosses the 
 and gives back a row of counts.
 
 A piece is finished when its scores file is there; what of it was quarantined is written before. The file's name holds
-the piece and a hash of everything that decides a score, so one listing tells a new attempt what it need not score
-again, and nothing of another proxy, batch or precision can be taken for its own, even if an actor of a dead attempt
-still writes.
+the piece and a hash of everything that decides a score, the versions of what decodes and computes among it, so one
+listing tells a new attempt what it need not score again, and nothing of another proxy, batch or precision can be taken
+for its own, even if an actor of a dead attempt still writes.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def file_name(piece: sources.Piece, plan_hash: str) -> str:
 def _plan_hash(catalog: Catalog, proxy: Proxy, resources: Resources, pieces: list[sources.Piece]) -> str:
     """A hash of what decides a score, and of how the input is cut."""
     decides = (
-        razor_ray.__version__,
+        (razor_ray.__version__, torch.__version__, images.decoders()),
         catalog.fingerprint,
         (catalog.source.format, catalog.input.image_column, catalog.input.label_column, catalog.input.id_column),
         catalog.class_names,
@@ -249,6 +249,13 @@ class Scorer:
     ) -> None:
         self.catalog, self.proxy, self.resources = catalog, proxy, resources
         self.filesystem, self.folders, self.plan_hash = filesystem, folders, plan_hash
+        self.refusal = None
+        try:
+            preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
+            preflight.check_seen(proxy.filesystem, proxy.weights_path, "output")
+        except ValueError as error:
+            self.refusal = error  # for the first piece to raise: an actor whose start fails is started again
+            return
         self.device = torch.device("cuda" if resources.num_gpus else "cpu")
         # One thread to an actor without a GPU, whatever the machine: more actors use more CPUs, and a score does not
         # depend on how many threads shared its sums.
@@ -269,6 +276,8 @@ class Scorer:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score pieces; gives a row of counts for each."""
+        if self.refusal is not None:
+            raise self.refusal
         rows = [self.score_piece(piece) for piece in ingest.pieces_of(batch)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 

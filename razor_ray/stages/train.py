@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,6 +57,8 @@ class Task:
     batch_size: int
     """Of one worker."""
     learning_rate: float
+    precision: str
+    """'float32' or 'bf16': resolved once, in the driver, lest it depend on where the worker runs."""
     num_workers: int
     num_samples: int
     num_eval: int
@@ -150,6 +152,7 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
+    store.write_json(f"{folder}/{_BEAT}", {"at": 0.0})  # a worker that does not see it has a disk of its own
     with _followed(title, task, store, folder):
         try:
             with _own_interrupts():
@@ -258,6 +261,7 @@ def _task(
         stored_size=stored,
         batch_size=max(2, total // workers),
         learning_rate=training.choose_learning_rate(config.optimizer, arch, total) if rate == "auto" else rate,
+        precision=training.choose_precision(config.precision, torch.device("cuda" if gpus else "cpu")),
         num_workers=workers,
         num_samples=num_samples,
         num_eval=num_eval,
@@ -298,6 +302,7 @@ def _dataset(
 
     def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(1)
+        preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
         for piece in ingest.pieces_of(batch):
             for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
                 usable = np.array([reason is None for reason in decoded.reasons])
@@ -324,15 +329,17 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
         shown, beat = 0, None
         while True:
             is_last = ended.wait(1.0)
-            lines = read_metrics(store, folder)
-            for line in lines[shown:]:
-                accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
-                note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
-                progress.advance(line["num_samples"], note)
-            shown = len(lines)
-            if (found := store.read_json(f"{folder}/{_BEAT}")) != beat:
-                beat = found
-                sign_of_life()
+            # A store that does not answer for a moment must not end this: without it the run would seem to stand still.
+            with suppress(OSError):
+                lines = read_metrics(store, folder)
+                for line in lines[shown:]:
+                    accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
+                    note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
+                    progress.advance(line["num_samples"], note)
+                shown = len(lines)
+                if (found := store.read_json(f"{folder}/{_BEAT}")) != beat:
+                    beat = found
+                    sign_of_life()
             if is_last:
                 return
 
@@ -348,6 +355,7 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     task: Task = arguments["task"]
+    preflight.check_seen(task.filesystem, f"{task.folder}/{_BEAT}", "output")
     _Worker(task).run()
 
 
@@ -358,7 +366,7 @@ class _Worker:
         context = ray.train.get_context()
         self.task, self.rank = task, context.get_world_rank()
         self.device = ray.train.torch.get_device()
-        self.precision = training.choose_precision(task.config.precision, self.device)
+        self.precision = task.precision
         if self.device.type == "cpu":
             # Ray limits a worker's threads to the CPUs it reserved, but nothing else computes while it trains.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -512,6 +520,7 @@ class _Worker:
             "network": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lines": json.dumps(self.lines),
+            "precision": self.precision,
         }
 
     def _restore(self) -> None:
@@ -522,6 +531,8 @@ class _Worker:
         state = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
         self.plain.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        # Not the task's: the driver that goes on may be of another kind than the one that began.
+        self.precision = self.trainer.precision = state.get("precision", self.precision)
         self.lines = json.loads(state["lines"])
         self.next_epoch = len(self.lines) + 1
         # There may be another number of workers now; sums add up whoever goes on with them.

@@ -2,17 +2,22 @@
 
 import os
 import shutil
+import tarfile
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 
 from razor_ray import model
 from razor_ray.config import InputConfig, ScoreConfig, TrainConfig
 from razor_ray.run_store import RunStore
+from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import preflight, runtime
 from razor_ray.stages import score as scoring
 from razor_ray.stages import train as training
+from tests.conftest import write_shards
 
 GIB = 2**30
 
@@ -73,10 +78,15 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch):
     network = SimpleNamespace(modules=lambda: [model.nn.Linear(1024, 10)])
     store = RunStore(str(tmp_path / "not" / "yet"))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6.9 * GIB))
-    said = r"takes about 7.0 GiB in \S+ \(2.0 of scores, 5.0 of images\), but 6.9 GiB are free there"
+    said = r"takes about 7.0 GiB in \S+ \(2.0 of scores, 5.0 of images\), but 6.9 GiB are free there or taken"
     with pytest.raises(ValueError, match=said):
         preflight.check_space(catalog, network, 0.5, store)  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=7.1 * GIB))
+    preflight.check_space(catalog, network, 0.5, store)  # type: ignore[arg-type]
+    # A run that goes on has some of it already: 0.2 GiB of scores (a file with a hole), whose place is taken.
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=6.9 * GIB))
+    store.write_bytes("_staging/scores/part.parquet", b"")
+    os.truncate(store.path("_staging/scores/part.parquet"), GIB // 5)
     preflight.check_space(catalog, network, 0.5, store)  # type: ignore[arg-type]
 
 
@@ -97,6 +107,51 @@ def test_an_output_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "write_bytes", refuse)
     with pytest.raises(ValueError, match=r"cannot write to .*Permission denied. Choose another --output"):
         preflight.check_places(store, source)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_every_format_is_seen_where_it_lies(tmp_path, digits):
+    store = RunStore(str(tmp_path / "run"))
+    store.write_bytes("_preflight/token", b"token")
+    nodes = {node["NodeID"]: "host-a" for node in ray.nodes()}
+    write_shards(digits.slice(0, 20), tmp_path / "parquet", 2)
+    (tmp_path / "tars").mkdir()
+    with tarfile.open(tmp_path / "tars" / "0.tar", "w") as tar:
+        tar.add(tmp_path / "parquet" / "train-00000.parquet", "a.jpg")
+    for name in ("a", "b"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "folders" / name / f"{number}.png").write_bytes(b"x" * (10 + number))
+    for kind in ("parquet", "tars", "folders"):
+        source = preflight.sources.find(InputConfig(path=str(tmp_path / kind)))
+        preflight._ask_nodes(store, source, nodes, "token")
+        shutil.rmtree(tmp_path / kind)
+        with pytest.raises(ValueError, match=r"1 of 1 nodes do not see the input"):
+            preflight._ask_nodes(store, source, nodes, "token")
+
+
+def test_a_node_that_came_later_and_sees_nothing_refuses_to_work(tmp_path, digits):
+    """As the autoscaler brings it: nobody asked it, and its own disk would be taken for the input or the output."""
+    catalog = catalogs.build(InputConfig(path=str(write_shards(digits.slice(0, 40), tmp_path / "in", 2))))
+    elsewhere = replace(catalog, source=replace(catalog.source, base=str(tmp_path / "none")))
+    pieces = catalogs.pieces(catalog, max_rows=64, batch_size=32)
+    store = RunStore(str(tmp_path / "run"))
+    store.write_bytes("proxy/model.safetensors", b"weights")
+    folders = {name: store.path(name) for name in ("scores", "quarantine")}
+    resources = scoring.Resources(1, 1.0, 0.0, 32, "float32")
+    batch = {field.name: np.array([getattr(pieces[0], field.name)]) for field in fields(pieces[0])}
+    proxy = scoring.proxy_in_store(store, "resnet9", 10, 8)
+    blind = scoring.proxy_in_store(RunStore(str(tmp_path / "other")), "resnet9", 10, 8)
+    for of, given, place in ((elsewhere, proxy, "input"), (catalog, blind, "output")):
+        scorer = scoring.Scorer(of, given, resources, store.filesystem, folders, "0")
+        with pytest.raises(ValueError, match=rf"node \S+ does not see the {place} .* Give an --{place} that all nodes"):
+            scorer(batch)
+    with pytest.raises(ValueError, match=r"node \S+ does not see the input"):
+        training._dataset(elsewhere, pieces, 8).take(1)
+    task = SimpleNamespace(filesystem=store.filesystem, folder=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"node \S+ does not see the output"):
+        training._train_worker({"task": task})
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.usefixtures("ray_session")

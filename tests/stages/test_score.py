@@ -190,7 +190,7 @@ def write_of_a_killed_actor(store: RunStore, folder: str, name: str) -> str:
     return half
 
 
-def test_what_decides_a_score_is_in_the_plan(tmp_path, digits):
+def test_what_decides_a_score_is_in_the_plan(tmp_path, digits, monkeypatch):
     path = write_shards(digits, tmp_path / "in", 2)
     store = RunStore(str(tmp_path / "run"))
     put_proxy(store)
@@ -200,17 +200,51 @@ def test_what_decides_a_score_is_in_the_plan(tmp_path, digits):
     pieces = catalogs.pieces(catalog, max_rows=64, batch_size=32)
     same = scoring._plan_hash(catalog, proxy, resources, pieces)
     assert same == scoring._plan_hash(catalog, proxy, replace(resources, num_workers=7), pieces)
+    assert same == scoring._plan_hash(catalog, proxy, replace(resources, num_cpus=0.5), pieces)
     others = [
-        scoring._plan_hash(catalog, proxy, replace(resources, batch_size=64), pieces),
-        scoring._plan_hash(catalog, proxy, replace(resources, precision="bf16"), pieces),
-        scoring._plan_hash(catalog, replace(proxy, image_size=16), resources, pieces),
-        scoring._plan_hash(catalog, proxy, resources, pieces[:-1]),
-        scoring._plan_hash(replace(catalog, class_names=catalog.class_names[::-1]), proxy, resources, pieces),
+        scoring._plan_hash(catalog, proxy, changed, pieces)
+        for changed in (
+            replace(resources, batch_size=64),
+            replace(resources, precision="bf16"),
+            replace(resources, num_gpus=1.0),
+        )
     ]
+    others += [
+        scoring._plan_hash(catalog, changed, resources, pieces)
+        for changed in (
+            replace(proxy, arch="resnet18"),
+            replace(proxy, num_classes=11),
+            replace(proxy, image_size=16),
+            replace(proxy, dynamics_folder="dynamics"),
+            replace(proxy, round_folders=("01",)),
+            replace(proxy, round_folders=("01", "02")),
+        )
+    ]
+    columns = ("image_column", "label_column", "id_column")
+    others += [
+        scoring._plan_hash(changed, proxy, resources, pieces)
+        for changed in (
+            replace(catalog, table=catalog.table.slice(1)),  # and so another fingerprint
+            replace(catalog, class_names=catalog.class_names[::-1]),
+            *(replace(catalog, input=replace(catalog.input, **{column: "another"})) for column in columns),
+            replace(catalog, source=replace(catalog.source, format="webdataset")),
+        )
+    ]
+    others.append(scoring._plan_hash(catalog, proxy, resources, pieces[:-1]))
+    others.append(scoring._plan_hash(catalog, proxy, resources, [replace(pieces[0], num_rows=63), *pieces[1:]]))
+    for place, name in ((torch, "__version__"), (scoring.razor_ray, "__version__")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, "0.0.1")
+            others.append(scoring._plan_hash(catalog, proxy, resources, pieces))
+    for package in ("simplejpeg", "torchvision", "pillow"):
+        with monkeypatch.context() as patch:
+            installed = images.version
+            patch.setattr(images, "version", lambda name: "0.0.1" if name == package else installed(name))  # noqa: B023
+            others.append(scoring._plan_hash(catalog, proxy, resources, pieces))
     torch.manual_seed(1)
     store.write_bytes("proxy/model.safetensors", model.save_weights(model.build("resnet9", 10)))
     others.append(scoring._plan_hash(catalog, proxy, resources, pieces))
-    assert len({same, *others}) == 7
+    assert len({same, *others}) == 1 + len(others)
 
 
 def test_too_many_bad_images_stop_the_run(tmp_path, digits):

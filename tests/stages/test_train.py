@@ -1,6 +1,8 @@
 """Training on Ray Train: that it learns, that it goes on after an interruption, and that every sample is counted."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -98,6 +100,45 @@ def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, monk
     monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
     resumed = train(config(split, tmp_path / "resumed", epochs=3))
     assert untimed(resumed) == untimed(whole)
+
+
+def test_the_driver_chooses_the_precision_and_a_training_keeps_it(split, tmp_path, monkeypatch):
+    """Begun where bf16 is fast, gone on with where it is not: the same as if nothing had happened."""
+    monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: True)
+    whole = train(config(split, tmp_path / "whole"))
+    assert precision_in(tmp_path / "whole") == "bf16"
+    train_epoch = training._Worker._train_epoch
+
+    def killed(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch)
+
+    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(split, tmp_path / "resumed"))
+    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: False)
+    assert untimed(train(config(split, tmp_path / "resumed"))) == untimed(whole)
+    assert precision_in(tmp_path / "resumed") == "bf16"
+    # What the worker's own machine could do is not asked.
+    monkeypatch.setattr(training._Worker, "__init__", with_bf16_here(training._Worker.__init__, monkeypatch))
+    train(config(split, tmp_path / "other", epochs=1))
+    assert precision_in(tmp_path / "other") == "float32"
+
+
+def precision_in(output) -> str:
+    return json.loads((output / "train" / "model.json").read_text())["precision"]
+
+
+def with_bf16_here(start, monkeypatch):
+    """A worker that starts on a CPU that multiplies bf16."""
+
+    def started(self, task):
+        monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: True)
+        start(self, task)
+
+    return started
 
 
 @pytest.mark.parametrize("cache_gib", [4.0, 0.0])
@@ -210,3 +251,24 @@ def test_use_weights_needs_the_column(split, tmp_path, capfd):
     arguments = ["--input", str(split / "train"), "--output", str(tmp_path / "run"), "--use-weights"]
     assert main(["train", *arguments]) == 2
     assert "has no column 'weight'" in capfd.readouterr().err
+
+
+def test_a_store_that_does_not_answer_for_a_moment_is_followed_on(tmp_path, monkeypatch):
+    store = RunStore(str(tmp_path))
+    read_json, failures = RunStore.read_json, [OSError("503"), OSError("503")]
+
+    def flaky(self, name):
+        if failures:
+            raise failures.pop()
+        return read_json(self, name)
+
+    monkeypatch.setattr(RunStore, "read_json", flaky)
+    signs = []
+    monkeypatch.setattr(training, "sign_of_life", lambda: signs.append(time.monotonic()))
+    task = SimpleNamespace(last_epoch=1, num_samples=1, config=SimpleNamespace(epochs=1))
+    store.write_json("train/_beat.json", {"at": 1.0})
+    with training._followed("train", task, store, "train"):  # type: ignore[arg-type]
+        end = time.monotonic() + 20
+        while not signs and time.monotonic() < end:
+            time.sleep(0.05)
+    assert not failures and signs  # the third look found the beat

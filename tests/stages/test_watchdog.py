@@ -34,8 +34,8 @@ def test_it_says_what_it_was_waiting_for():
 
 
 def test_slow_is_not_stalled():
-    with interruptible() as stop, watch(1.0, stop), stage("score", 6) as progress:
-        for _ in range(6):
-            time.sleep(0.4)
+    with interruptible() as stop, watch(5.0, stop), stage("score", 12) as progress:
+        for _ in range(12):  # in all more than the watchdog waits
+            time.sleep(0.5)
             progress.advance(1)
-    assert progress.done == 6
+    assert progress.done == 12
