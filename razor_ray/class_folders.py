@@ -74,6 +74,11 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
     return Source(filesystem, base, paths, tuple(sum(file.size for file in run) for run in runs), "folders")
 
 
+def first_file(source: Source, shard: int) -> str:
+    """Path in the filesystem of a run's first file."""
+    return f"{source.base}/{source.paths[shard].partition(_FROM)[2]}"
+
+
 def is_image(name: str) -> bool:
     """Whether a file's name says that it is an image.
 

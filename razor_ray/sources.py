@@ -51,6 +51,11 @@ def find(config: InputConfig) -> Source:
     return _find_in_folder(config, filesystem, path.rstrip("/"))
 
 
+def probe_path(source: Source) -> str:
+    """A file of the input, in its filesystem: who sees this one may be taken to see them all."""
+    return class_folders.first_file(source, 0) if source.format == "folders" else source.path(0)
+
+
 def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     """Look at a shard's structure, its labels and the headers of a few images.
 

@@ -249,6 +249,14 @@ def test_what_is_not_one_format(tmp_path, names, there, message):
         find(put(tmp_path, *names) / there)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "sub/a.tar", "dog 2/1 files from.jpg"])
+def test_a_file_to_probe_is_one_that_is_there(tmp_path, name):
+    source = find(put(tmp_path, name))
+    path = sources.probe_path(source)
+    assert path == str(tmp_path / name)
+    assert source.filesystem.get_file_info(path).type == pafs.FileType.File
+
+
 def test_a_format_that_was_named_is_taken(tmp_path):
     put(tmp_path, "a.parquet", "b.tar", "x/1.png", "shard")
     for kind, paths in {"parquet": "a.parquet", "webdataset": "b.tar", "folders": "1 files from x/1.png"}.items():
