@@ -131,12 +131,24 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
 
 
 def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: InputConfig) -> Iterator[pa.Table]:
-    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`."""
+    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be read: it could when it was scored.
+    """
     files = _list_run(source, shard)
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(rows), _IMAGES_READ_AT_ONCE):
             chosen = [files[row] for row in rows[start : start + _IMAGES_READ_AT_ONCE].tolist()]
-            images = [image for image, _ in pool.map(lambda file: _read_file(source, file), chosen)]
+            images, problems = zip(*pool.map(lambda file: _read_file(source, file), chosen), strict=True)
+            for file, problem in zip(chosen, problems, strict=True):
+                if problem:
+                    raise InputError(
+                        f"{file.path} in {source.base} was read when it was scored, and now: {problem}. Put it back "
+                        "as it was, and give the same command again."
+                    )
             yield pa.table([images, [file.path for file in chosen]], schema=schema.READ_IMAGE)
 
 

@@ -127,6 +127,15 @@ def test_files_that_cannot_be_read_have_a_reason_each(tmp_path, monkeypatch):
     assert table["image"].to_pylist() == [image(0), None, None]
 
 
+def test_an_image_that_is_kept_and_has_gone_is_not_left_out(tmp_path, monkeypatch):
+    put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    source, config = find(tmp_path), InputConfig(path=str(tmp_path))
+    listed = class_folders._list_run
+    monkeypatch.setattr(class_folders, "_list_run", lambda *a: (listed(*a), os.unlink(tmp_path / "a" / "2.png"))[0])
+    with pytest.raises(InputError, match=r"a/2\.png in .* was read when it was scored, and now: image file cannot be"):
+        list(sources.read_images(source, 0, np.arange(3), config))
+
+
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
