@@ -34,6 +34,8 @@ class Source:
     sizes: tuple[int, ...]
     """In bytes."""
     format: Format = "parquet"
+    fingerprints: tuple[str, ...] = ()
+    """Of class folders: a hash of the names and sizes in each run. Its size alone would not tell that a file moved."""
 
     def path(self, shard: int) -> str:
         """The shard's file in the filesystem."""

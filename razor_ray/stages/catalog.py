@@ -104,7 +104,10 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
     metadata = json.loads(table.schema.metadata[_METADATA_KEY])
     table = schema.check(table.replace_schema_metadata(None), schema.CATALOG, "catalog")
     source = sources.find(config)
-    if list(source.paths) != table["path"].to_pylist() or list(source.sizes) != table["num_bytes"].to_pylist():
+    seen = {"path": source.paths, "num_bytes": source.sizes}
+    if source.fingerprints:
+        seen["fingerprint"] = source.fingerprints
+    if any(list(values) != table[name].to_pylist() for name, values in seen.items()):
         raise sources.InputError(
             f"the files of {config.path} are not those that {store.uri} was begun with. "
             "Choose another --output for the changed input."
