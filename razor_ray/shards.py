@@ -48,8 +48,8 @@ class ShardFacts:
 
     num_samples: int
     fingerprint: str
-    label_kind: LabelKind | None
-    """None if the shard has no label that would tell."""
+    label_kind: LabelKind | Literal["text"] | None
+    """'text' is how tars hold them: whether they are integers only all shards together tell. None if there is none."""
     label_counts: dict[Any, int]
     """Samples of each label; None for those that have none."""
     class_names: tuple[str, ...] | None

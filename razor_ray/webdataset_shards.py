@@ -17,7 +17,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +25,7 @@ from numpy.typing import NDArray
 
 from razor_ray import headers, schema
 from razor_ray.config import LABEL, InputConfig
-from razor_ray.labels import is_integer
-from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
+from razor_ray.shards import InputError, Piece, ShardFacts, Source
 from razor_ray.tar_stream import Tar, is_compressed, is_plain, members_of, open_tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -110,7 +108,6 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             digest.update(repr((sample.key, sample.image_path, sample.image_bytes, sample.label)).encode())
     num_samples = len(keys)
     _check_there_are(path, num_samples, num_images, num_samples - labels[None], config)
-    kind, counts = _count(labels)
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
     if is_compressed(path):
@@ -118,8 +115,8 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     return ShardFacts(
         num_samples=num_samples,
         fingerprint=digest.hexdigest(),
-        label_kind=kind,
-        label_counts=counts,
+        label_kind="text" if num_samples > labels[None] else None,
+        label_counts=dict(labels),
         class_names=_class_names(source, shard),
         image_dimensions=headers.dimensions_of_some(images),
         group_rows=group_rows,
@@ -254,20 +251,6 @@ def _label_of_json(content: bytes, key: str) -> str | None:
     return str(value).encode(errors="backslashreplace").decode().strip() or None
 
 
-def _count(labels: Counter[str | None]) -> tuple[LabelKind | None, dict[Any, int]]:
-    """Whether the labels are integers, as most of them are or are not, and how many there are of each."""
-    num_integers = sum(count for text, count in labels.items() if text is not None and is_integer(text))
-    num_labels = labels.total() - labels[None]
-    if num_labels == 0:
-        return None, dict(labels)
-    if 2 * num_integers <= num_labels:
-        return "string", dict(labels)
-    counts: Counter[int | None] = Counter()
-    for text, count in labels.items():
-        counts[int(text) if text is not None and is_integer(text) else None] += count
-    return "integer", dict(counts)
-
-
 def _class_names(source: Source, shard: int) -> tuple[str, ...] | None:
     """Names of the integers, if a list of them lies beside the tar, as it does beside those of a subset."""
     path = f"{source.path(shard).rpartition('/')[0]}/{CLASS_NAMES}"
@@ -276,7 +259,7 @@ def _class_names(source: Source, shard: int) -> tuple[str, ...] | None:
     try:
         with source.filesystem.open_input_stream(path) as stream:
             names = json.loads(stream.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # of another meaning
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 

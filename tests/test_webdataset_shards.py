@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from razor_ray import shards, sources, webdataset_shards
 from razor_ray.config import InputConfig
+from razor_ray.labels import is_integer
 from razor_ray.shards import InputError
 from tests.conftest import png, real_data, write_tar
 
@@ -61,7 +63,7 @@ def test_a_tar_by_hand(tmp_path):
     ]
     path = write_tar(tmp_path / "a.tar", members)
     facts = inspect(path)
-    assert (facts.num_samples, facts.label_kind, facts.label_counts) == (2, "integer", {3: 1, 0: 1})
+    assert (facts.num_samples, facts.label_kind, facts.label_counts) == (2, "text", {"3": 1, "0": 1})
     assert facts.image_dimensions == ((8, 9), (8, 9))
     assert (facts.group_rows, facts.group_offsets) == ((2,), (0,))
     table = read(path)
@@ -75,14 +77,10 @@ def test_a_tar_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("label_column", "labels", "kind"),
-    [
-        ("label", ["7", "cat", "cat"], "string"),
-        ("fine", ["1", "2", None], "integer"),
-        ("other", ["x", None, None], "string"),
-    ],
+    ("label_column", "labels"),
+    [("label", ["7", "cat", "cat"]), ("fine", ["1", "2", None]), ("other", ["x", None, None])],
 )
-def test_labels_from_json(tmp_path, label_column, labels, kind):
+def test_labels_from_json(tmp_path, label_column, labels):
     first = json.dumps({"label": "not this one", "fine": 1, "other": "x"}).encode()
     second = json.dumps({"label": "cat", "fine": "2", "other": True}).encode()
     third = json.dumps({"label": " cat ", "fine": 0.5, "other": [1]}).encode()
@@ -90,13 +88,7 @@ def test_labels_from_json(tmp_path, label_column, labels, kind):
     members += [("2.json", second), ("2.png", image()), ("3.png", image()), ("3.json", third)]
     path = write_tar(tmp_path / "a.tar", members)
     assert read(path, label_column=label_column)["label"].to_pylist() == labels
-    assert inspect(path, label_column=label_column).label_kind == kind
-
-
-def test_one_bad_label_among_integers_does_not_make_them_names(tmp_path):
-    members = [*sample("a", 4), *sample("b", 10), *sample("c", "n/a"), *sample("d", "007")]
-    facts = inspect(write_tar(tmp_path / "a.tar", members))
-    assert (facts.label_kind, facts.label_counts) == ("integer", {4: 1, 10: 1, None: 1, 7: 1})
+    assert inspect(path, label_column=label_column).label_counts == Counter(labels)
 
 
 def test_what_is_missing_or_twice_has_a_reason(tmp_path):
@@ -152,6 +144,7 @@ def test_what_a_user_has_to_mend(tmp_path, members, settings, message):
         (b'{"cat": 0}', None),
         (b'["cat", 1]', None),
         (b"\xff", None),
+        (b"[" * 100_000, None),
     ],
 )
 def test_class_names_beside_the_tars(tmp_path, content, names):
@@ -220,7 +213,8 @@ def test_reading_on_any_filesystem(tmp_path):
 def test_the_real_shard():
     path = real_data("webdataset_sample") / "sample.tgz"
     facts = inspect(path)
-    assert (facts.num_samples, facts.label_kind) == (90, "integer")
+    assert facts.num_samples == 90
+    assert all(is_integer(label) for label in facts.label_counts)
     assert sum(facts.label_counts.values()) == 90
     assert set(facts.image_dimensions) == {(28, 28)}
     table = read(path, 32)
