@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from razor_ray import headers, listing, schema
 from razor_ray.config import InputConfig
-from razor_ray.shards import InputError, Piece, ShardFacts, Source
+from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
 
 _FILES_PER_SHARD = 1000
 _IMAGES_READ_AT_ONCE = 100
@@ -125,6 +125,8 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
+            num_bytes = sum(file.size for file in batch if file.size <= headers.MAX_FILE_BYTES)
+            check_batch_bytes(num_bytes, len(batch), f"{batch[0].path} and those behind it")
             images, problems = zip(*pool.map(lambda file: _read_file(source, file), batch), strict=True)
             paths = [file.path for file in batch]
             labels = [file.class_name for file in batch]
@@ -142,8 +144,7 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     """
     files = _list_run(source, shard)
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(rows), _IMAGES_READ_AT_ONCE):
-            chosen = [files[row] for row in rows[start : start + _IMAGES_READ_AT_ONCE].tolist()]
+        for chosen in _some_at_once([files[row] for row in rows.tolist()]):
             images, problems = zip(*pool.map(lambda file: _read_file(source, file), chosen), strict=True)
             for file, problem in zip(chosen, problems, strict=True):
                 if problem:
@@ -152,6 +153,19 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
                         "as it was, and give the same command again."
                     )
             yield pa.table([images, [file.path for file in chosen]], schema=schema.READ_IMAGE)
+
+
+def _some_at_once(files: list[_File]) -> Iterator[list[_File]]:
+    some: list[_File] = []
+    num_bytes = 0
+    for file in files:
+        if len(some) == _IMAGES_READ_AT_ONCE or (some and num_bytes + file.size > headers.BYTES_READ_AT_ONCE):
+            yield some
+            some, num_bytes = [], 0
+        some.append(file)
+        num_bytes += file.size
+    if some:
+        yield some
 
 
 def _list_run(source: Source, shard: int) -> list[_File]:

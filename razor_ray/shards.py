@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
+from razor_ray import headers
+
 Format = Literal["parquet", "webdataset", "folders"]
 LabelKind = Literal["integer", "string"]
 
@@ -59,6 +61,15 @@ class ShardFacts:
     """Rows of the groups at which the shard can be entered: row groups of Parquet, runs of samples in a tar."""
     group_offsets: tuple[int, ...] = ()
     """Byte at which each group begins, where only this look finds it (tars); else empty."""
+
+
+def check_batch_bytes(num_bytes: int, num_images: int, where: str) -> None:
+    """Raise InputError if the encoded images of a batch are more than memory is meant to hold."""
+    if num_bytes > headers.MAX_BATCH_BYTES:
+        raise InputError(
+            f"{where}: a batch of {num_images} images is {num_bytes / 2**30:.1f} GiB, more than "
+            f"{headers.MAX_BATCH_BYTES / 2**30:g} GiB. Pass a smaller batch size, or move the shard out of the input."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,12 @@ class Tar:
     file: BinaryIO
     members: tarfile.TarFile
 
-    def content(self, member: tarfile.TarInfo) -> bytes:
-        """The bytes of the member that was read last."""
+    def content(self, member: tarfile.TarInfo, most: int) -> bytes:
+        """The bytes of the member that was read last, the first `most` of them."""
         self.file.seek(member.offset_data)
-        content = self.file.read(member.size)
-        if len(content) < member.size:
+        size = min(member.size, most)
+        content = self.file.read(size)
+        if len(content) < size:
             raise EOFError(f"it ends inside {member.name!r}")
         return content
 

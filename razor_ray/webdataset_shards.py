@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from razor_ray import headers, schema
 from razor_ray.config import LABEL, InputConfig
-from razor_ray.shards import InputError, Piece, ShardFacts, Source
+from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
 from razor_ray.tar_stream import Tar, is_compressed, is_plain, members_of, open_tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -92,7 +92,9 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     images, group_offsets, num_images = [], [], 0
     digest = hashlib.blake2b(source.sizes[shard].to_bytes(8, "little"), digest_size=16)
     with open_tar(source, shard) as tar:
-        for row, sample in enumerate(_samples(tar, config, lambda row: row < headers.NUM_PROBED)):
+        for row, sample in enumerate(
+            _samples(tar, config, lambda row: row < headers.NUM_PROBED, headers.MAX_PROBED_BYTES)
+        ):
             if sample.key in keys:
                 raise InputError(
                     f"shard {path}: key {sample.key!r} comes back at sample {row}, after others. The members of a "
@@ -136,7 +138,7 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
     num_read = 0
     with open_tar(source, piece.shard_id, piece.offset) as tar:
         samples = itertools.islice(_samples(tar, config, lambda row: True), piece.num_rows)
-        while batch := list(itertools.islice(samples, batch_size)):
+        while batch := _take(samples, batch_size, piece.path):
             num_read += len(batch)
             yield _table(batch, piece.path, config)
     if num_read < piece.num_rows:
@@ -150,9 +152,28 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     with open_tar(source, shard) as tar:
         samples = itertools.islice(_samples(tar, config, wanted.__contains__), last + 1)
         chosen = (sample for row, sample in enumerate(samples) if row in wanted)
-        while batch := list(itertools.islice(chosen, _IMAGES_READ_AT_ONCE)):
+        while batch := _take_some(chosen):
             images = [sample.image for sample in batch]
             yield pa.table([images, [sample.image_path for sample in batch]], schema=schema.READ_IMAGE)
+
+
+def _take(samples: Iterator[_Sample], batch_size: int, path: str) -> list[_Sample]:
+    batch, num_bytes = [], 0
+    for sample in itertools.islice(samples, batch_size):
+        batch.append(sample)
+        num_bytes += len(sample.image or b"")
+        check_batch_bytes(num_bytes, len(batch), f"shard {path}")
+    return batch
+
+
+def _take_some(samples: Iterator[_Sample]) -> list[_Sample]:
+    some, num_bytes = [], 0
+    for sample in itertools.islice(samples, _IMAGES_READ_AT_ONCE):
+        some.append(sample)
+        num_bytes += len(sample.image or b"")
+        if num_bytes >= headers.BYTES_READ_AT_ONCE:
+            break
+    return some
 
 
 def _table(batch: list[_Sample], path: str, config: InputConfig) -> pa.Table:
@@ -176,8 +197,10 @@ def _problem(sample: _Sample) -> str | None:
     return sample.problem
 
 
-def _samples(tar: Tar, config: InputConfig, wants_image: Callable[[int], bool]) -> Iterator[_Sample]:
-    """Samples from where the tar was entered, numbered from there; images only of those that are wanted."""
+def _samples(
+    tar: Tar, config: InputConfig, wants_image: Callable[[int], bool], most: int = headers.MAX_FILE_BYTES
+) -> Iterator[_Sample]:
+    """Samples from where the tar was entered, numbered from there; of those that are wanted, `most` bytes of images."""
     sample, row = None, 0
     for member in members_of(tar):
         key, suffix = _split(member.name)
@@ -189,7 +212,7 @@ def _samples(tar: Tar, config: InputConfig, wants_image: Callable[[int], bool]) 
                 row += 1
             sample = _Sample(key, member.offset)
         if suffix in headers.SUFFIXES:
-            _add_image(sample, member, tar, wants_image(row))
+            _add_image(sample, member, tar, most if wants_image(row) else 0)
         elif suffix in ("cls", "json"):
             _add_label(sample, member, suffix, tar, config.label_column)
     if sample is not None:
@@ -207,7 +230,7 @@ def _split(name: str) -> tuple[str | None, str]:
     return (f"{folder}{slash}{stem}" if stem and dot else None), suffix.lower()
 
 
-def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, is_wanted: bool) -> None:
+def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, most: int) -> None:
     if sample.image_path is not None:
         sample.problem = "more than one image under this key"
         return
@@ -216,8 +239,8 @@ def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, is_wanted: bo
         sample.problem = "image is a link or device"
     elif member.size > headers.MAX_FILE_BYTES:
         sample.problem = "image file is too large"
-    elif is_wanted:
-        sample.image = tar.content(member)
+    elif most:
+        sample.image = tar.content(member, most)
 
 
 def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, label_key: str) -> None:
@@ -229,7 +252,7 @@ def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, 
     elif not is_plain(member) or member.size > _MAX_TEXT_BYTES:
         sample.problem = f".{suffix} is a link, a device or too large"
     else:
-        content = tar.content(member)
+        content = tar.content(member, _MAX_TEXT_BYTES)
         sample.labels[suffix] = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
 
 

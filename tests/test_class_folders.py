@@ -158,6 +158,19 @@ def test_a_store_that_goes_on_failing_stops_the_run_and_quarantines_nothing(tmp_
         list(sources.read(source, Piece(0, source.paths[0], 0, 2), InputConfig(path=str(tmp_path)), 2))
 
 
+def test_large_files_are_not_in_memory_together(tmp_path, monkeypatch):
+    put(tmp_path, *(f"a/{row}.png" for row in range(8)))
+    size = (tmp_path / "a" / "0.png").stat().st_size
+    monkeypatch.setattr(class_folders.headers, "MAX_BATCH_BYTES", 5 * size + size // 2)
+    monkeypatch.setattr(class_folders.headers, "BYTES_READ_AT_ONCE", 3 * size + size // 2)
+    with pytest.raises(InputError, match=r"a/0\.png and those behind it: a batch of 8 images is"):
+        read(tmp_path, 8)
+    assert len(read(tmp_path, 5)) == 8
+    source, config = find(tmp_path), InputConfig(path=str(tmp_path))
+    copied = list(sources.read_images(source, 0, np.arange(8), config))
+    assert [part.num_rows for part in copied] == [3, 3, 2]
+
+
 def test_an_image_that_is_kept_and_has_gone_is_not_left_out(tmp_path, monkeypatch):
     put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
     source, config = find(tmp_path), InputConfig(path=str(tmp_path))

@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -340,6 +342,40 @@ def test_members_that_claim_to_be_enormous_are_not_read(tmp_path, monkeypatch):
         ".cls is a link, a device or too large",
         None,
     ]
+
+
+def bomb(path: Path, num_images: int, num_bytes: int) -> Path:
+    members = [(f"{row}.jpg", bytes(num_bytes)) for row in range(num_images)]
+    members += [(f"x{row}.cls", b"0") for row in range(num_images)]
+    return write_tar(path, members, "w:gz")
+
+
+def peak_of(act: Callable[[], object]) -> int:
+    """Bytes of Python objects at once, beyond those that are there."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_tar_that_unpacks_to_much_is_looked_at_in_little_memory(tmp_path):
+    path = bomb(tmp_path / "a.tar.gz", 8, 30 * 2**20)
+    assert path.stat().st_size < 2**20
+    assert peak_of(lambda: inspect(path)) < 120 * 2**20
+
+
+def test_a_small_tar_that_unpacks_to_much_is_not_read_as_a_batch(tmp_path, monkeypatch):
+    path = bomb(tmp_path / "a.tar.gz", 8, 2**20)
+    monkeypatch.setattr(webdataset_shards.headers, "MAX_BATCH_BYTES", 5 * 2**20)
+    monkeypatch.setattr(webdataset_shards.headers, "BYTES_READ_AT_ONCE", 3 * 2**20)
+    with pytest.raises(InputError, match=r"shard a\.tar\.gz: a batch of 6 images is .* Pass a smaller batch size"):
+        read(path, 8)
+    assert read(path, 5).num_rows == 16
+    config = InputConfig(path=str(path))
+    copied = list(sources.read_images(sources.find(config), 0, np.arange(8), config))
+    assert [part.num_rows for part in copied] == [3, 3, 2]
 
 
 def test_a_tar_that_changed_after_it_was_catalogued(tmp_path):
