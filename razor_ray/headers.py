@@ -16,8 +16,8 @@ MAX_FILE_BYTES = 2**26
 """A larger file is not read for an image: of what the web and cameras compress, `MAX_PIXELS` need less. A few hundred
 bytes of a compressed tar can claim to be any number of these."""
 
-MAX_BATCH_BYTES = 2**30
-"""Encoded images of a batch, which are in memory together."""
+MAX_BATCH_BYTES = 2**32
+"""Encoded images of a batch, which are in memory together: 16 MiB each in one of 256."""
 
 BYTES_READ_AT_ONCE = 2**27
 """Encoded images that are copied together."""

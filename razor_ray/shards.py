@@ -68,7 +68,7 @@ def check_batch_bytes(num_bytes: int, num_images: int, where: str) -> None:
     if num_bytes > headers.MAX_BATCH_BYTES:
         raise InputError(
             f"{where}: a batch of {num_images} images is {num_bytes / 2**30:.1f} GiB, more than "
-            f"{headers.MAX_BATCH_BYTES / 2**30:g} GiB. Pass a smaller batch size, or move the shard out of the input."
+            f"{headers.MAX_BATCH_BYTES / 2**30:g} GiB. Make them smaller, or move the shard out of the input."
         )
 
 

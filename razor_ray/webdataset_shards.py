@@ -1,8 +1,9 @@
 """A WebDataset shard: a tar in which the members of a sample lie side by side and share a name up to the first dot.
 
 A tar is walked once for the catalog, header by header, and its samples are counted in groups; the byte at which each
-group begins is all that is kept, so that a piece is read from there on, as a stream. A compressed tar can be entered
-nowhere but at its start, and is one piece.
+group begins is all that is kept, so that a piece is read from there on, as a stream. In a compressed tar all that lies
+before a piece is unpacked and forgotten: one of n pieces is unpacked n / 2 times, by as many actors as there are, and
+what is finished of it stays so.
 
 A tar may come from anyone. Names of its members are only ever keys; links, devices and sparse members are not followed;
 nothing but images, text and JSON is read, and nothing is unpacked onto a disk.
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from razor_ray import headers, schema
 from razor_ray.config import LABEL, InputConfig
 from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
-from razor_ray.tar_stream import Tar, is_compressed, is_plain, members_of, open_tar
+from razor_ray.tar_stream import Tar, is_plain, members_of, open_tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNREAD_SUFFIXES = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -112,8 +113,6 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     _check_there_are(path, num_samples, num_images, num_samples - labels[None], config)
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
-    if is_compressed(path):
-        group_rows, group_offsets = ((num_samples,), [0]) if num_samples else ((), [])
     return ShardFacts(
         num_samples=num_samples,
         fingerprint=digest.hexdigest(),

@@ -175,7 +175,7 @@ def test_pieces_are_the_whole(tmp_path_factory, num_samples, max_rows, batch_siz
     assert [i for part in found for i in part["image"].to_pylist()] == [image(row) for row in chosen.tolist()]
 
 
-def test_a_tar_is_entered_by_groups_and_a_compressed_one_is_not(tmp_path):
+def test_a_tar_is_entered_by_groups_compressed_or_not(tmp_path):
     members = [member for row in range(300) for member in sample(f"{row:04d}")]
     facts = inspect(write_tar(tmp_path / "a.tar", members))
     assert facts.group_rows == (128, 128, 44)
@@ -185,8 +185,12 @@ def test_a_tar_is_entered_by_groups_and_a_compressed_one_is_not(tmp_path):
     assert cut == [shards.Piece(5, "a.tar", 0, 256, 0), shards.Piece(5, "a.tar", 256, 44, 256 * size)]
     # Smaller pieces than a group are not made: nothing inside one can be entered.
     assert [piece.num_rows for piece in shards.cut(5, "a.tar", (128, 128, 44), (0, 9, 18), 32, 32)] == [128, 128, 44]
+    # Of a compressed one these are bytes of what it unpacks to; no piece of it is all of it.
     compressed = inspect(write_tar(tmp_path / "b.tgz", members, "w:gz"))
-    assert (compressed.group_rows, compressed.group_offsets) == ((300,), (0,))
+    assert (compressed.group_rows, compressed.group_offsets) == (facts.group_rows, facts.group_offsets)
+    source, config = sources.find(InputConfig(path=str(tmp_path / "b.tgz"))), InputConfig(path=str(tmp_path / "b.tgz"))
+    (last,) = sources.read(source, shards.Piece(0, "b.tgz", 256, 44, 256 * size), config, 64)
+    assert last["key"].to_pylist() == [f"{row:04d}" for row in range(256, 300)]
 
 
 def test_long_names_and_every_tar_dialect(tmp_path):
@@ -370,7 +374,7 @@ def test_a_small_tar_that_unpacks_to_much_is_not_read_as_a_batch(tmp_path, monke
     path = bomb(tmp_path / "a.tar.gz", 8, 2**20)
     monkeypatch.setattr(webdataset_shards.headers, "MAX_BATCH_BYTES", 5 * 2**20)
     monkeypatch.setattr(webdataset_shards.headers, "BYTES_READ_AT_ONCE", 3 * 2**20)
-    with pytest.raises(InputError, match=r"shard a\.tar\.gz: a batch of 6 images is .* Pass a smaller batch size"):
+    with pytest.raises(InputError, match=r"shard a\.tar\.gz: a batch of 6 images is .* Make them smaller"):
         read(path, 8)
     assert read(path, 5).num_rows == 16
     config = InputConfig(path=str(path))
