@@ -195,14 +195,14 @@ def _shards(path: str) -> Iterator[tuple[str, pa.Table]]:
 def _write(path: str, output: str, change: Callable[[pa.Table, slice], pa.Table]) -> float:
     """Write every shard as `change` makes it of (its table, its rows in the input); gives the share of wrong labels."""
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     start = num_wrong = num_samples = 0
     for name, table in _shards(path):
         changed = change(table.append_column(CLEAN, table["label"]), slice(start, start + table.num_rows))
         start += table.num_rows
         num_samples += changed.num_rows
         num_wrong += int(np.sum(changed["label"].to_numpy() != changed[CLEAN].to_numpy()))
-        pq.write_table(changed, folder / Path(name).name, row_group_size=1000)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)  # shards of two folders may have one name
+        pq.write_table(changed, folder / name, row_group_size=1000)
     return num_wrong / num_samples
 
 

@@ -1,12 +1,13 @@
 """Class folders, ``class/name.jpg``: a shard is a run of the sorted listing; a million files are a thousand shards.
 
-A run is named by its length and its first file. Who reads it lists the folders that it spans again, and finds that it
-is as large as it was: no list of a million files is carried about.
+A run is named by its length and its first file. Who reads it lists the folders that it spans again, and checks a hash
+of names and sizes: no list of a million files is carried about.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,12 +20,15 @@ from numpy.typing import NDArray
 
 from razor_ray import headers, listing, schema
 from razor_ray.config import InputConfig
-from razor_ray.shards import InputError, Piece, ShardFacts, Source
+from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
 
 _FILES_PER_SHARD = 1000
 _IMAGES_READ_AT_ONCE = 100
 _READERS = 8
 """Threads that read files, which on an object store mostly wait."""
+
+_PAUSES = (0.5, 2.0)
+"""Seconds before a file that a store failed to give is asked for again."""
 
 _FROM = " files from "
 
@@ -71,7 +75,13 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
     files.sort()
     runs = [files[start : start + _FILES_PER_SHARD] for start in range(0, len(files), _FILES_PER_SHARD)]
     paths = tuple(f"{len(run)}{_FROM}{run[0].path}" for run in runs)
-    return Source(filesystem, base, paths, tuple(sum(file.size for file in run) for run in runs), "folders")
+    sizes = tuple(sum(file.size for file in run) for run in runs)
+    return Source(filesystem, base, paths, sizes, "folders", tuple(_fingerprint(run) for run in runs))
+
+
+def first_file(source: Source, shard: int) -> str:
+    """Path in the filesystem of a run's first file."""
+    return f"{source.base}/{source.paths[shard].partition(_FROM)[2]}"
 
 
 def first_file(source: Source, shard: int) -> str:
@@ -102,13 +112,10 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             "key (class/name) or name."
         )
     files = _list_run(source, shard)
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(f"{file.path}\0{file.size}\0".encode())
     some = [_read_file(source, file)[0] for file in files[: headers.NUM_PROBED]]
     return ShardFacts(
         num_samples=len(files),
-        fingerprint=digest.hexdigest(),
+        fingerprint=source.fingerprints[shard],
         label_kind="string",
         label_counts=dict(Counter(file.class_name for file in files)),
         class_names=None,
@@ -123,6 +130,8 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
     with ThreadPoolExecutor(_READERS) as pool:
         for start in range(0, len(files), batch_size):
             batch = files[start : start + batch_size]
+            num_bytes = sum(file.size for file in batch if file.size <= headers.MAX_FILE_BYTES)
+            check_batch_bytes(num_bytes, len(batch), f"{batch[0].path} and those behind it")
             images, problems = zip(*pool.map(lambda file: _read_file(source, file), batch), strict=True)
             paths = [file.path for file in batch]
             labels = [file.class_name for file in batch]
@@ -131,13 +140,37 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
 
 
 def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: InputConfig) -> Iterator[pa.Table]:
-    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`."""
+    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be read: it could when it was scored.
+    """
     files = _list_run(source, shard)
     with ThreadPoolExecutor(_READERS) as pool:
-        for start in range(0, len(rows), _IMAGES_READ_AT_ONCE):
-            chosen = [files[row] for row in rows[start : start + _IMAGES_READ_AT_ONCE].tolist()]
-            images = [image for image, _ in pool.map(lambda file: _read_file(source, file), chosen)]
+        for chosen in _some_at_once([files[row] for row in rows.tolist()]):
+            images, problems = zip(*pool.map(lambda file: _read_file(source, file), chosen), strict=True)
+            for file, problem in zip(chosen, problems, strict=True):
+                if problem:
+                    raise InputError(
+                        f"{file.path} in {source.base} was read when it was scored, and now: {problem}. Put it back "
+                        "as it was, and give the same command again."
+                    )
             yield pa.table([images, [file.path for file in chosen]], schema=schema.READ_IMAGE)
+
+
+def _some_at_once(files: list[_File]) -> Iterator[list[_File]]:
+    some: list[_File] = []
+    num_bytes = 0
+    for file in files:
+        if len(some) == _IMAGES_READ_AT_ONCE or (some and num_bytes + file.size > headers.BYTES_READ_AT_ONCE):
+            yield some
+            some, num_bytes = [], 0
+        some.append(file)
+        num_bytes += file.size
+    if some:
+        yield some
 
 
 def _list_run(source: Source, shard: int) -> list[_File]:
@@ -157,12 +190,19 @@ def _list_run(source: Source, shard: int) -> list[_File]:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
     files = files[: int(count)]
-    if len(files) < int(count) or files[0].path != first or sum(file.size for file in files) != source.sizes[shard]:
+    if _fingerprint(files) != source.fingerprints[shard]:
         raise InputError(
             f"the {source.paths[shard]} in {source.base} are not those that were there before. Leave the input as it "
             "is while it is read, and choose another --output for a changed one."
         )
     return files
+
+
+def _fingerprint(files: list[_File]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(f"{file.path}\0{file.size}\0".encode())
+    return digest.hexdigest()
 
 
 def _list_class(source: Source, class_name: str) -> Iterator[_File]:
@@ -172,14 +212,21 @@ def _list_class(source: Source, class_name: str) -> Iterator[_File]:
 
 
 def _read_file(source: Source, file: _File) -> tuple[bytes | None, str | None]:
-    """A file's content, or why there is none."""
+    """A file's content, or why there is none. Of a store that fails, and goes on failing, it raises OSError."""
     if file.size > headers.MAX_FILE_BYTES:
         return None, "image file is too large"
-    try:
-        with source.filesystem.open_input_stream(f"{source.base}/{file.path}") as stream:
-            return stream.read(), None
-    except (pa.ArrowException, OSError):
-        return None, "image file cannot be read"
+    for pause in (*_PAUSES, None):
+        try:
+            with source.filesystem.open_input_stream(f"{source.base}/{file.path}") as stream:
+                return stream.read(), None
+        except (FileNotFoundError, IsADirectoryError):
+            return None, "image file cannot be read"
+        except OSError:
+            # What passes must not become a quarantine, which is for good.
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _id(path: str, config: InputConfig) -> str:

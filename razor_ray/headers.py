@@ -12,8 +12,18 @@ from PIL import Image, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 """A header that promises more is refused before a pixel is decoded (decompression bombs)."""
 
-MAX_FILE_BYTES = 2**30
-"""A larger file is not read for an image; no format needs as much for `MAX_PIXELS`."""
+MAX_FILE_BYTES = 2**26
+"""A larger file is not read for an image: of what the web and cameras compress, `MAX_PIXELS` need less. A few hundred
+bytes of a compressed tar can claim to be any number of these."""
+
+MAX_BATCH_BYTES = 2**32
+"""Encoded images of a batch, which are in memory together: 16 MiB each in one of 256."""
+
+BYTES_READ_AT_ONCE = 2**27
+"""Encoded images that are copied together."""
+
+MAX_PROBED_BYTES = 2**23
+"""Of an image that is looked at for its size: its header is among the first."""
 
 SMALL_IMAGE = 64
 """Images up to this side are seen whole and at their own size; larger ones as a central crop of 224."""

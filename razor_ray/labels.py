@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,35 @@ def is_integer(text: str) -> bool:
     return _INTEGER.fullmatch(text) is not None
 
 
+def kind_of_texts(counts: Counter[str | None]) -> tuple[LabelKind, Counter[Any]]:
+    """Whether labels that came as text are integers, as most of an input's are or are not, and how many of each.
+
+    >>> kind_of_texts(Counter({"4": 2, "004": 1, "n/a": 1}))
+    ('integer', Counter({4: 3, None: 1}))
+    >>> kind_of_texts(Counter({"4": 1, "cat": 1}))
+    ('string', Counter({'4': 1, 'cat': 1}))
+    """
+    num_integers = sum(count for text, count in counts.items() if text is not None and is_integer(text))
+    if 2 * num_integers <= counts.total() - counts[None]:
+        return "string", counts
+    integers: Counter[int | None] = Counter()
+    for text, count in counts.items():
+        integers[int(text) if text is not None and is_integer(text) else None] += count
+    return "integer", integers
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes in the order of their labels: as numbers where all are numbers, else as text.
+
+    >>> in_order({"10", "9", "0"}), in_order({"10", "9", "x"}), in_order({"10", "09"})
+    (('0', '9', '10'), ('10', '9', 'x'), ('09', '10'))
+    """
+    names = tuple(names)
+    if all(is_integer(name) and str(int(name)) == name for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column's values are strings."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -94,7 +123,7 @@ def resolve_class_names(
     if given or in_metadata:
         names = given or in_metadata or ()
     elif kind == "string":
-        names = tuple(sorted(values))
+        names = in_order(values)
     else:
         labels = [value for value in values if value >= 0]
         num_classes = max(labels, default=-1) + 1
@@ -127,7 +156,7 @@ def class_names_in_metadata(schema: pa.Schema, label_column: str) -> tuple[str, 
                 return tuple(map(str, names))
         if b"class_names" in metadata and isinstance(names := json.loads(metadata[b"class_names"]), list):
             return tuple(map(str, names))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None  # metadata of another meaning; the labels themselves will tell
     return None
 

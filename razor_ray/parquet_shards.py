@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,8 @@ from razor_ray.labels import class_names_in_metadata, is_text
 from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
 
 _ROWS_READ_AT_ONCE = 500
-_BYTES_READ_AT_ONCE = 16 * 2**20
+
+T = TypeVar("T")
 
 
 def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
@@ -41,7 +42,7 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
                 label_kind=kind,
                 label_counts=_count(labels),
                 class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
-                image_dimensions=_probe_images(file, source, shard, config.image_column),
+                image_dimensions=_probe_images(source, shard, config.image_column),
                 group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
             )
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -65,10 +66,8 @@ def read(
     """
     columns = [config.image_column, config.label_column]
     columns += [name for name in (config.id_column, weight_column) if name]
-    try:
-        table = read_columns(source, piece, columns)
-    except (pa.ArrowException, OSError):
-        _read_bytes(source, piece.shard_id)
+    table = _unless_damaged(source, piece.shard_id, lambda file: _rows_of_piece(file, piece, columns))
+    if table is None:
         yield from _damaged(piece, batch_size, weight_column)
         return
     for start in range(0, table.num_rows, batch_size):
@@ -86,11 +85,55 @@ def read(
         yield pa.table(found | ({"weight": batch[weight_column]} if weight_column else {}))
 
 
-def _read_bytes(source: Source, shard: int) -> None:
-    """Read a whole file and forget it: raises OSError if it is the store that fails, and not what the file holds."""
-    with source.filesystem.open_input_stream(source.path(shard)) as stream:
-        while stream.read(_BYTES_READ_AT_ONCE):
-            pass
+class _Witness:
+    """A file that remembers what its store failed with: an error without one is of what the file holds."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+        self.failed_with: OSError | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self.failed_with = error
+            raise
+
+
+def _unless_damaged(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T | None:
+    """What `look` finds in a shard, or None if that is damaged.
+
+    Arrow raises the same for both, so an error is believed only from a second handle that saw the store give all bytes.
+
+    Raises
+    ------
+    OSError
+        If the store fails twice.
+    """
+    path = source.path(shard)
+    try:
+        with pq.ParquetFile(path, filesystem=source.filesystem) as file:
+            return look(file)
+    except MemoryError:  # which Arrow's is, and an ArrowException too
+        raise
+    except (pa.ArrowException, OSError):
+        pass
+    with source.filesystem.open_input_file(path) as raw:
+        witness = _Witness(raw)
+        try:
+            with pq.ParquetFile(witness) as file:
+                return look(file)
+        except MemoryError:
+            raise
+        except (pa.ArrowException, OSError) as error:
+            if witness.failed_with is not None:
+                raise witness.failed_with from error
+            return None
 
 
 def _damaged(piece: Piece, batch_size: int, weight_column: str | None) -> Iterator[pa.Table]:
@@ -117,18 +160,20 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
 
 def read_columns(source: Source, piece: Piece, columns: Sequence[str]) -> pa.Table:
     """The rows of a piece, as one table with these columns."""
+    with pq.ParquetFile(source.path(piece.shard_id), filesystem=source.filesystem) as file:
+        return _rows_of_piece(file, piece, columns)
+
+
+def _rows_of_piece(file: pq.ParquetFile, piece: Piece, columns: Sequence[str]) -> pa.Table:
     end = piece.first_row + piece.num_rows
     tables, start = [], 0
-    with pq.ParquetFile(source.path(piece.shard_id), filesystem=source.filesystem) as file:
-        for index in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(index).num_rows
-            if start < end and piece.first_row < stop:
-                for first, batch in _batches(file, index, start, columns):
-                    if first >= end:
-                        break  # nothing of a large row group is decoded in vain behind the piece
-                    skip = max(piece.first_row - first, 0)
-                    tables.append(pa.table(batch.slice(skip, max(min(end - first, batch.num_rows) - skip, 0))))
-            start = stop
+    for index in range(file.num_row_groups):
+        stop = start + file.metadata.row_group(index).num_rows
+        if start < end and piece.first_row < stop:
+            for first, batch in _batches(file, index, start, columns, end):
+                skip = max(piece.first_row - first, 0)
+                tables.append(pa.table(batch.slice(skip, max(min(end - first, batch.num_rows) - skip, 0))))
+        start = stop
     table = pa.concat_tables(tables)
     assert table.num_rows == piece.num_rows
     return table
@@ -145,8 +190,9 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
     with pq.ParquetFile(source.path(shard), filesystem=source.filesystem) as file:
         for index in range(file.num_row_groups):
             stop = start + file.metadata.row_group(index).num_rows
-            if np.searchsorted(rows, start) < np.searchsorted(rows, stop):
-                for first, batch in _batches(file, index, start, columns):
+            wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+            if len(wanted):
+                for first, batch in _batches(file, index, start, columns, int(wanted[-1]) + 1):
                     low, high = np.searchsorted(rows, [first, first + batch.num_rows])
                     if low < high:
                         yield pa.table(batch).take(pa.array(rows[low:high] - first))
@@ -154,14 +200,20 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
 
 
 def _batches(
-    file: pq.ParquetFile, row_group: int, start: int, columns: Sequence[str]
+    file: pq.ParquetFile, row_group: int, start: int, columns: Sequence[str], end: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """A row group that begins with row `start`, by batches and their first rows: it may be larger than memory."""
+    """A row group that begins with row `start`, by batches and their first rows: it may be larger than memory.
+
+    No batch behind row `end` is decoded. Whoever wants some rows so decodes no more than who wanted more of them, and
+    meets no damage that scoring has not met.
+    """
     for batch in file.iter_batches(
         _ROWS_READ_AT_ONCE, row_groups=[row_group], columns=list(columns), use_threads=False
     ):
         yield start, batch
         start += batch.num_rows
+        if start >= end:
+            break
 
 
 def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
@@ -262,12 +314,10 @@ def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> 
     return digest.hexdigest()
 
 
-def _probe_images(file: pq.ParquetFile, source: Source, shard: int, column: str) -> tuple[tuple[int, int], ...]:
-    if not file.metadata.num_rows:
-        return ()
-    try:
-        batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, columns=[column]))
-    except (pa.ArrowException, OSError):
-        _read_bytes(source, shard)
-        return ()  # damaged just there: reading will tell of every sample
-    return headers.dimensions_of_some(image_bytes(pa.chunked_array([batch.column(0)])))
+def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[int, int], ...]:
+    def first_images(file: pq.ParquetFile) -> list[bytes | None]:
+        batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, columns=[column]), None)
+        return [] if batch is None else image_bytes(pa.chunked_array([batch.column(0)]))
+
+    # Where they are damaged, reading will tell of every sample.
+    return headers.dimensions_of_some(_unless_damaged(source, shard, first_images) or ())

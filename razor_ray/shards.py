@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
+from razor_ray import headers
+
 Format = Literal["parquet", "webdataset", "folders"]
 LabelKind = Literal["integer", "string"]
 
@@ -34,6 +36,8 @@ class Source:
     sizes: tuple[int, ...]
     """In bytes."""
     format: Format = "parquet"
+    fingerprints: tuple[str, ...] = ()
+    """Of class folders: a hash of the names and sizes in each run. Its size alone would not tell that a file moved."""
 
     def path(self, shard: int) -> str:
         """The shard's file in the filesystem."""
@@ -46,8 +50,8 @@ class ShardFacts:
 
     num_samples: int
     fingerprint: str
-    label_kind: LabelKind | None
-    """None if the shard has no label that would tell."""
+    label_kind: LabelKind | Literal["text"] | None
+    """'text' is how tars hold them: whether they are integers only all shards together tell. None if there is none."""
     label_counts: dict[Any, int]
     """Samples of each label; None for those that have none."""
     class_names: tuple[str, ...] | None
@@ -57,6 +61,15 @@ class ShardFacts:
     """Rows of the groups at which the shard can be entered: row groups of Parquet, runs of samples in a tar."""
     group_offsets: tuple[int, ...] = ()
     """Byte at which each group begins, where only this look finds it (tars); else empty."""
+
+
+def check_batch_bytes(num_bytes: int, num_images: int, where: str) -> None:
+    """Raise InputError if the encoded images of a batch are more than memory is meant to hold."""
+    if num_bytes > headers.MAX_BATCH_BYTES:
+        raise InputError(
+            f"{where}: a batch of {num_images} images is {num_bytes / 2**30:.1f} GiB, more than "
+            f"{headers.MAX_BATCH_BYTES / 2**30:g} GiB. Make them smaller, or move the shard out of the input."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,12 @@ class Tar:
     file: BinaryIO
     members: tarfile.TarFile
 
-    def content(self, member: tarfile.TarInfo) -> bytes:
-        """The bytes of the member that was read last."""
+    def content(self, member: tarfile.TarInfo, most: int) -> bytes:
+        """The bytes of the member that was read last, the first `most` of them."""
         self.file.seek(member.offset_data)
-        content = self.file.read(member.size)
-        if len(content) < member.size:
+        size = min(member.size, most)
+        content = self.file.read(size)
+        if len(content) < size:
             raise EOFError(f"it ends inside {member.name!r}")
         return content
 
@@ -65,7 +66,7 @@ class _Headers:
 
 @contextmanager
 def open_tar(source: Source, shard: int, offset: int = 0) -> Iterator[Tar]:
-    """Open a tar at a byte; what is wrong with it becomes an InputError."""
+    """Open a tar at a byte (of a compressed one: of what it unpacks to); what is wrong becomes an InputError."""
     path = source.paths[shard]
     is_local = isinstance(source.filesystem, pafs.LocalFileSystem)
     try:
@@ -84,7 +85,7 @@ def open_tar(source: Source, shard: int, offset: int = 0) -> Iterator[Tar]:
 
 
 def is_compressed(path: str) -> bool:
-    """Whether a tar can be read from its start only."""
+    """Whether a tar can be unpacked from its start only."""
     return path.lower().endswith("gz")
 
 

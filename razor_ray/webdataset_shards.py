@@ -1,8 +1,9 @@
 """A WebDataset shard: a tar in which the members of a sample lie side by side and share a name up to the first dot.
 
 A tar is walked once for the catalog, header by header, and its samples are counted in groups; the byte at which each
-group begins is all that is kept, so that a piece is read from there on, as a stream. A compressed tar can be entered
-nowhere but at its start, and is one piece.
+group begins is all that is kept, so that a piece is read from there on, as a stream. In a compressed tar all that lies
+before a piece is unpacked and forgotten: one of n pieces is unpacked n / 2 times, by as many actors as there are, and
+what is finished of it stays so.
 
 A tar may come from anyone. Names of its members are only ever keys; links, devices and sparse members are not followed;
 nothing but images, text and JSON is read, and nothing is unpacked onto a disk.
@@ -17,7 +18,6 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 
 from razor_ray import headers, schema
 from razor_ray.config import LABEL, InputConfig
-from razor_ray.labels import is_integer
-from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
-from razor_ray.tar_stream import Tar, is_compressed, is_plain, members_of, open_tar
+from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
+from razor_ray.tar_stream import Tar, is_plain, members_of, open_tar
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 UNREAD_SUFFIXES = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -94,7 +93,9 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     images, group_offsets, num_images = [], [], 0
     digest = hashlib.blake2b(source.sizes[shard].to_bytes(8, "little"), digest_size=16)
     with open_tar(source, shard) as tar:
-        for row, sample in enumerate(_samples(tar, config, lambda row: row < headers.NUM_PROBED)):
+        for row, sample in enumerate(
+            _samples(tar, config, lambda row: row < headers.NUM_PROBED, headers.MAX_PROBED_BYTES)
+        ):
             if sample.key in keys:
                 raise InputError(
                     f"shard {path}: key {sample.key!r} comes back at sample {row}, after others. The members of a "
@@ -110,16 +111,13 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             digest.update(repr((sample.key, sample.image_path, sample.image_bytes, sample.label)).encode())
     num_samples = len(keys)
     _check_there_are(path, num_samples, num_images, num_samples - labels[None], config)
-    kind, counts = _count(labels)
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
-    if is_compressed(path):
-        group_rows, group_offsets = ((num_samples,), [0]) if num_samples else ((), [])
     return ShardFacts(
         num_samples=num_samples,
         fingerprint=digest.hexdigest(),
-        label_kind=kind,
-        label_counts=counts,
+        label_kind="text" if num_samples > labels[None] else None,
+        label_counts=dict(labels),
         class_names=_class_names(source, shard),
         image_dimensions=headers.dimensions_of_some(images),
         group_rows=group_rows,
@@ -139,7 +137,7 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
     num_read = 0
     with open_tar(source, piece.shard_id, piece.offset) as tar:
         samples = itertools.islice(_samples(tar, config, lambda row: True), piece.num_rows)
-        while batch := list(itertools.islice(samples, batch_size)):
+        while batch := _take(samples, batch_size, piece.path):
             num_read += len(batch)
             yield _table(batch, piece.path, config)
     if num_read < piece.num_rows:
@@ -153,9 +151,28 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     with open_tar(source, shard) as tar:
         samples = itertools.islice(_samples(tar, config, wanted.__contains__), last + 1)
         chosen = (sample for row, sample in enumerate(samples) if row in wanted)
-        while batch := list(itertools.islice(chosen, _IMAGES_READ_AT_ONCE)):
+        while batch := _take_some(chosen):
             images = [sample.image for sample in batch]
             yield pa.table([images, [sample.image_path for sample in batch]], schema=schema.READ_IMAGE)
+
+
+def _take(samples: Iterator[_Sample], batch_size: int, path: str) -> list[_Sample]:
+    batch, num_bytes = [], 0
+    for sample in itertools.islice(samples, batch_size):
+        batch.append(sample)
+        num_bytes += len(sample.image or b"")
+        check_batch_bytes(num_bytes, len(batch), f"shard {path}")
+    return batch
+
+
+def _take_some(samples: Iterator[_Sample]) -> list[_Sample]:
+    some, num_bytes = [], 0
+    for sample in itertools.islice(samples, _IMAGES_READ_AT_ONCE):
+        some.append(sample)
+        num_bytes += len(sample.image or b"")
+        if num_bytes >= headers.BYTES_READ_AT_ONCE:
+            break
+    return some
 
 
 def _table(batch: list[_Sample], path: str, config: InputConfig) -> pa.Table:
@@ -179,8 +196,10 @@ def _problem(sample: _Sample) -> str | None:
     return sample.problem
 
 
-def _samples(tar: Tar, config: InputConfig, wants_image: Callable[[int], bool]) -> Iterator[_Sample]:
-    """Samples from where the tar was entered, numbered from there; images only of those that are wanted."""
+def _samples(
+    tar: Tar, config: InputConfig, wants_image: Callable[[int], bool], most: int = headers.MAX_FILE_BYTES
+) -> Iterator[_Sample]:
+    """Samples from where the tar was entered, numbered from there; of those that are wanted, `most` bytes of images."""
     sample, row = None, 0
     for member in members_of(tar):
         key, suffix = _split(member.name)
@@ -192,7 +211,7 @@ def _samples(tar: Tar, config: InputConfig, wants_image: Callable[[int], bool]) 
                 row += 1
             sample = _Sample(key, member.offset)
         if suffix in headers.SUFFIXES:
-            _add_image(sample, member, tar, wants_image(row))
+            _add_image(sample, member, tar, most if wants_image(row) else 0)
         elif suffix in ("cls", "json"):
             _add_label(sample, member, suffix, tar, config.label_column)
     if sample is not None:
@@ -210,7 +229,7 @@ def _split(name: str) -> tuple[str | None, str]:
     return (f"{folder}{slash}{stem}" if stem and dot else None), suffix.lower()
 
 
-def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, is_wanted: bool) -> None:
+def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, most: int) -> None:
     if sample.image_path is not None:
         sample.problem = "more than one image under this key"
         return
@@ -219,8 +238,8 @@ def _add_image(sample: _Sample, member: tarfile.TarInfo, tar: Tar, is_wanted: bo
         sample.problem = "image is a link or device"
     elif member.size > headers.MAX_FILE_BYTES:
         sample.problem = "image file is too large"
-    elif is_wanted:
-        sample.image = tar.content(member)
+    elif most:
+        sample.image = tar.content(member, most)
 
 
 def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, label_key: str) -> None:
@@ -232,7 +251,7 @@ def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, 
     elif not is_plain(member) or member.size > _MAX_TEXT_BYTES:
         sample.problem = f".{suffix} is a link, a device or too large"
     else:
-        content = tar.content(member)
+        content = tar.content(member, _MAX_TEXT_BYTES)
         sample.labels[suffix] = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
 
 
@@ -254,20 +273,6 @@ def _label_of_json(content: bytes, key: str) -> str | None:
     return str(value).encode(errors="backslashreplace").decode().strip() or None
 
 
-def _count(labels: Counter[str | None]) -> tuple[LabelKind | None, dict[Any, int]]:
-    """Whether the labels are integers, as most of them are or are not, and how many there are of each."""
-    num_integers = sum(count for text, count in labels.items() if text is not None and is_integer(text))
-    num_labels = labels.total() - labels[None]
-    if num_labels == 0:
-        return None, dict(labels)
-    if 2 * num_integers <= num_labels:
-        return "string", dict(labels)
-    counts: Counter[int | None] = Counter()
-    for text, count in labels.items():
-        counts[int(text) if text is not None and is_integer(text) else None] += count
-    return "integer", dict(counts)
-
-
 def _class_names(source: Source, shard: int) -> tuple[str, ...] | None:
     """Names of the integers, if a list of them lies beside the tar, as it does beside those of a subset."""
     path = f"{source.path(shard).rpartition('/')[0]}/{CLASS_NAMES}"
@@ -276,7 +281,7 @@ def _class_names(source: Source, shard: int) -> tuple[str, ...] | None:
     try:
         with source.filesystem.open_input_stream(path) as stream:
             names = json.loads(stream.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # of another meaning
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 

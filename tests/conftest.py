@@ -7,11 +7,13 @@ import os
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -86,6 +88,41 @@ def digits() -> pa.Table:
             "name": [f"digit-{index:04d}" for index in range(400)],
         }
     )
+
+
+class FailingStore(pafs.FSSpecHandler):
+    """Local files by way of fsspec, in a store of which the calls that are named here by number fail, from 0 on."""
+
+    def __init__(self, failing: Container[int]) -> None:
+        super().__init__(fsspec.filesystem("file"))
+        self.failing, self.num_calls = failing, 0
+
+    def check(self) -> None:
+        """Count a call, and fail if it is to."""
+        number, self.num_calls = self.num_calls, self.num_calls + 1
+        if number in self.failing:
+            raise OSError("503 Slow Down")
+
+    def open_input_stream(self, path: str) -> pa.PythonFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        file = super().open_input_file(path)
+        return pa.PythonFile(_FailingFile(file, self.check), mode="r")
+
+
+class _FailingFile:
+    def __init__(self, file: pa.NativeFile, check: Callable[[], None]) -> None:
+        self._file, self._check = file, check
+        self.seek, self.tell, self.close = file.seek, file.tell, file.close
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def read(self, size: int = -1) -> bytes:
+        self._check()
+        return self._file.read(None if size < 0 else size)
 
 
 def write_shards(table: pa.Table, folder: Path, num_shards: int, row_group_size: int = 60) -> Path:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from razor_ray import class_folders, shards, sources
 from razor_ray.config import InputConfig
 from razor_ray.shards import InputError, Piece
-from tests.conftest import png, real_data
+from tests.conftest import FailingStore, png, real_data
 
 
 def image(value: int = 0) -> bytes:
@@ -100,6 +102,18 @@ def test_a_run_names_what_changed_under_it(tmp_path, monkeypatch):
             list(sources.read(source, Piece(shard, source.paths[shard], 0, 2), config, 2))
 
 
+def test_a_file_that_moved_to_another_class_is_seen(tmp_path):
+    # As many files, of the same size together, and the same first one: row 1 would be another sample.
+    put(tmp_path, "a/0.png", "a/1.png", "b/2.png")
+    source, config = find(tmp_path), InputConfig(path=str(tmp_path))
+    (tmp_path / "a" / "1.png").rename(tmp_path / "b" / "z.png")
+    again = find(tmp_path)
+    assert (again.paths, again.sizes) == (source.paths, source.sizes)
+    assert again.fingerprints != source.fingerprints
+    with pytest.raises(InputError, match="are not those that were there before"):
+        sources.inspect(source, 0, config)
+
+
 def test_fingerprints_tell_names_and_sizes(tmp_path):
     def fingerprint(name: str, *files: tuple[str, bytes]) -> str:
         for path, content in files:
@@ -125,6 +139,45 @@ def test_files_that_cannot_be_read_have_a_reason_each(tmp_path, monkeypatch):
     assert table["problem"].to_pylist() == [None, "image file cannot be read", "image file is too large"]
     assert table["place"].to_pylist() == ["a/1.png", "a/2.png", "b/3.png"]
     assert table["image"].to_pylist() == [image(0), None, None]
+
+
+@pytest.mark.parametrize("failing", [{0}, {0, 1}])
+def test_a_store_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, failing):
+    put(tmp_path, "a/1.png")
+    monkeypatch.setattr(class_folders, "_PAUSES", (0, 0))
+    source = dataclasses.replace(find(tmp_path), filesystem=pafs.PyFileSystem(FailingStore(failing)))
+    table = next(sources.read(source, Piece(0, source.paths[0], 0, 1), InputConfig(path=str(tmp_path)), 1))
+    assert table["image"].to_pylist() == [image(0)]
+
+
+def test_a_store_that_goes_on_failing_stops_the_run_and_quarantines_nothing(tmp_path, monkeypatch):
+    put(tmp_path, "a/1.png", "a/2.png")
+    monkeypatch.setattr(class_folders, "_PAUSES", (0, 0))
+    source = dataclasses.replace(find(tmp_path), filesystem=pafs.PyFileSystem(FailingStore(range(100))))
+    with pytest.raises(OSError, match="503 Slow Down"):
+        list(sources.read(source, Piece(0, source.paths[0], 0, 2), InputConfig(path=str(tmp_path)), 2))
+
+
+def test_large_files_are_not_in_memory_together(tmp_path, monkeypatch):
+    put(tmp_path, *(f"a/{row}.png" for row in range(8)))
+    size = (tmp_path / "a" / "0.png").stat().st_size
+    monkeypatch.setattr(class_folders.headers, "MAX_BATCH_BYTES", 5 * size + size // 2)
+    monkeypatch.setattr(class_folders.headers, "BYTES_READ_AT_ONCE", 3 * size + size // 2)
+    with pytest.raises(InputError, match=r"a/0\.png and those behind it: a batch of 8 images is"):
+        read(tmp_path, 8)
+    assert len(read(tmp_path, 5)) == 8
+    source, config = find(tmp_path), InputConfig(path=str(tmp_path))
+    copied = list(sources.read_images(source, 0, np.arange(8), config))
+    assert [part.num_rows for part in copied] == [3, 3, 2]
+
+
+def test_an_image_that_is_kept_and_has_gone_is_not_left_out(tmp_path, monkeypatch):
+    put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    source, config = find(tmp_path), InputConfig(path=str(tmp_path))
+    listed = class_folders._list_run
+    monkeypatch.setattr(class_folders, "_list_run", lambda *a: (listed(*a), os.unlink(tmp_path / "a" / "2.png"))[0])
+    with pytest.raises(InputError, match=r"a/2\.png in .* was read when it was scored, and now: image file cannot be"):
+        list(sources.read_images(source, 0, np.arange(3), config))
 
 
 @pytest.mark.parametrize(

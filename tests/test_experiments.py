@@ -83,6 +83,16 @@ def test_datasets_keep_images_and_true_labels(experiments, digits, tmp_path):
     assert set(tail["image"].to_pylist()) <= set(digits["image"].to_pylist())
 
 
+def test_shards_of_one_name_in_two_folders_stay_two(experiments, digits, tmp_path):
+    write_shards(digits.slice(0, 100), tmp_path / "in" / "a", 1)
+    write_shards(digits.slice(100, 100), tmp_path / "in" / "b", 1)
+    experiments.FlipLabels(input=f"{tmp_path}/in", output=f"{tmp_path}/flip").run()
+    names = [str(path.relative_to(tmp_path / "flip")) for path in sorted((tmp_path / "flip").rglob("*.parquet"))]
+    assert names == ["a/train-00000.parquet", "b/train-00000.parquet"]
+    found = pa.concat_tables(pq.read_table(tmp_path / "flip" / name) for name in names)
+    assert found["image"].to_pylist() == digits["image"].slice(0, 200).to_pylist()
+
+
 @pytest.mark.timeout(600)
 def test_scores_belong_to_their_images(ray_session, experiments, cifar10, tmp_path, capsys):
     # The alarm: people disagree on images that a network finds hard, within a class too. Were ids mixed up anywhere

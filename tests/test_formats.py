@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from razor_ray import model, schema
 from razor_ray.cli import main
+from razor_ray.run_store import open_filesystem
 from tests.conftest import write_folders, write_shards, write_tar, write_tars
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -39,10 +42,13 @@ def runs(tmp_path_factory, digits, weights_file):
     write_shards(digits, folder / "in-parquet", 2)
     write_tars(digits, folder / "in-webdataset", 2)
     write_folders(digits, folder / "in-folders")
+    # What pyarrow does not open itself, and every process can: class folders in an archive.
+    zipped = shutil.make_archive(f"{folder}/in-folders", "zip", folder, "in-folders")
+    assert isinstance(open_filesystem(f"zip://in-folders::{zipped}")[0], pafs.PyFileSystem)
     inputs = {
         "parquet": (folder / "in-parquet", "--input.id-column", "name"),
         "webdataset": (f"file://{folder}/in-webdataset", "--input.id-column", "key"),
-        "folders": (f"local://{folder}/in-folders", "--input.id-column", "name"),
+        "folders": (f"zip://in-folders::{zipped}", "--input.id-column", "name"),
     }
     for name, (path, *options) in inputs.items():
         extra = ["--subset.webdataset", "--subset.ids"] if name == "webdataset" else []

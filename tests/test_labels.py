@@ -59,6 +59,8 @@ def test_names_in_metadata():
         {b"class_names": b"cat, dog"},
         {b"class_names": b"3"},
         {b"class_names": b"null"},
+        {b"class_names": b"[" * 100_000},
+        {b"huggingface": b"[" * 100_000},
     ],
 )
 def test_no_names_in_metadata(metadata):
@@ -80,6 +82,14 @@ def test_resolve_given_before_metadata_before_labels():
     words = Counter({"dog": 1, "Cat": 2, "ant": 1, None: 7})
     assert labels.resolve_class_names(None, None, "string", words) == ("Cat", "ant", "dog")
     assert labels.resolve_class_names(("ant", "dog"), None, "string", words) == ("ant", "dog")
+
+
+def test_names_that_are_numbers_are_in_the_order_of_numbers():
+    # Folders "0" to "11" are the labels 0 to 11, as they are in Parquet and in tars.
+    counts = Counter({str(label): 1 for label in range(12)})
+    assert labels.resolve_class_names(None, None, "string", counts) == tuple(str(label) for label in range(12))
+    # Of another writing they are names: two of them could be one number.
+    assert labels.resolve_class_names(None, None, "string", Counter(["010", "9"])) == ("010", "9")
 
 
 @pytest.mark.parametrize(

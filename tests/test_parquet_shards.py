@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,7 @@ from PIL import Image
 from razor_ray import labels, parquet_shards, schema, shards, sources
 from razor_ray.config import InputConfig
 from razor_ray.sources import InputError, Piece, Source
+from tests.conftest import FailingStore
 
 few = settings(deadline=None, derandomize=True, max_examples=40)
 
@@ -353,3 +356,63 @@ def test_a_store_that_fails_is_no_damage(tmp_path):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         list(sources.read(source, Piece(0, "a.parquet", 4, 4), config, 2))
+
+
+@pytest.mark.parametrize("failing", [0, 1])  # of the calls that read the footer and the pages
+def test_a_store_that_fails_for_a_moment_is_no_damage(tmp_path, failing):
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4)
+    config, piece = InputConfig(path=str(path)), Piece(0, "a.parquet", 4, 4)
+    store = FailingStore({failing})
+    source = dataclasses.replace(find(path), filesystem=pafs.PyFileSystem(store))
+    found = pa.concat_tables(sources.read(source, piece, config, 2))
+    assert store.num_calls > failing + 1
+    assert found["problem"].null_count == 4
+    assert found.equals(pa.concat_tables(sources.read(find(path), piece, config, 2)))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_store_that_goes_on_failing_stops_the_run(tmp_path, first):
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4)
+    source = dataclasses.replace(find(path), filesystem=pafs.PyFileSystem(FailingStore(range(first, 100))))
+    with pytest.raises(OSError, match="503 Slow Down"):
+        list(sources.read(source, Piece(0, "a.parquet", 4, 4), InputConfig(path=str(path)), 2))
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.parquet")
+
+    def full(*_):
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr(parquet_shards, "_rows_of_piece", full)
+    with pytest.raises(MemoryError):
+        list(sources.read(find(path), Piece(0, "a.parquet", 0, 4), InputConfig(path=str(path)), 2))
+
+
+@pytest.mark.parametrize("place", [0.05, 0.35, 0.5, 0.9])
+def test_what_scoring_could_read_of_a_damaged_row_group_can_be_read_again(tmp_path, place):
+    # One row group of 6,000 rows. What lies before the damage is scored and may be kept; reading it must not run on
+    # into the damage. What lies behind can be reached only through it, and is lost to both.
+    rng = np.random.default_rng(0)
+    content = table([0] * 6000, image=pa.array([rng.bytes(200) for _ in range(6000)]))
+    layout = {"use_dictionary": False, "data_page_size": 2**13, "write_batch_size": 40}
+    path = write(tmp_path / "a.parquet", content, compression="zstd", **layout)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    damaged = bytearray(path.read_bytes())
+    start = chunk.data_page_offset + int(place * chunk.total_compressed_size)
+    damaged[start : start + 10_000] = b"\xff" * 10_000  # some 50 rows, with the header of a page
+    path.write_bytes(damaged)
+    source, config = find(path), InputConfig(path=str(path))
+    pieces = shards.cut(0, "a.parquet", (6000,), (), 2048, 128)
+    is_sound = []
+    for piece in pieces:
+        found = pa.concat_tables(sources.read(source, piece, config, 128))
+        is_sound.append(found["problem"].null_count == piece.num_rows)
+        if is_sound[-1]:
+            rows = np.arange(piece.first_row, piece.first_row + piece.num_rows)
+            for chosen in (rows, rows[:999], rows[-1:]):
+                images = pa.concat_tables(sources.read_images(source, 0, chosen, config))["image"].to_pylist()
+                assert images == content["image"].take(chosen).to_pylist()
+    # A piece is read to the end of the 500 rows in which it ends.
+    ends = [-(-(piece.first_row + piece.num_rows) // 500) * 500 for piece in pieces]
+    assert is_sound == [place * 6000 - 100 > end for end in ends]

@@ -104,7 +104,10 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
     metadata = json.loads(table.schema.metadata[_METADATA_KEY])
     table = schema.check(table.replace_schema_metadata(None), schema.CATALOG, "catalog")
     source = sources.find(config)
-    if list(source.paths) != table["path"].to_pylist() or list(source.sizes) != table["num_bytes"].to_pylist():
+    seen = {"path": source.paths, "num_bytes": source.sizes}
+    if source.fingerprints:
+        seen["fingerprint"] = source.fingerprints
+    if any(list(values) != table[name].to_pylist() for name, values in seen.items()):
         raise sources.InputError(
             f"the files of {config.path} are not those that {store.uri} was begun with. "
             "Choose another --output for the changed input."
@@ -142,20 +145,7 @@ def _inspect(source: sources.Source, group: tuple[int, ...], config: InputConfig
 def _assemble(
     source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts], like: Catalog | None
 ) -> Catalog:
-    kinds: dict[shards.LabelKind, str] = {
-        fact.label_kind: path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind
-    }
-    if len(kinds) > 1:
-        raise sources.InputError(
-            f"{config.label_column!r} holds integers in some shards and strings in others (see {kinds['integer']} and "
-            f"{kinds['string']})."
-        )
-    kind: shards.LabelKind = next(iter(kinds)) if kinds else "string"
-    counts: Counter[Any] = Counter()
-    for fact in facts:
-        counts.update(fact.label_counts)
-    if not sum(counts.values()):
-        raise sources.InputError(f"{config.path} holds no rows.")
+    kind, counts = _labels(source, config, facts)
     in_metadata = _names_in_metadata(source, facts)
     if like and kind == "integer" and in_metadata and in_metadata != like.class_names:
         raise sources.InputError(
@@ -174,6 +164,26 @@ def _assemble(
         network_size=int(statistics.median_high(sizes or [224])),
         class_sizes=tuple(counts[name if kind == "string" else label] for label, name in enumerate(names)),
     )
+
+
+def _labels(
+    source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts]
+) -> tuple[shards.LabelKind, Counter[Any]]:
+    """Whether all shards' labels are integers or strings, and how many samples have each."""
+    counts: Counter[Any] = Counter()
+    for fact in facts:
+        counts.update(fact.label_counts)
+    if not counts.total():
+        raise sources.InputError(f"{config.path} holds no rows.")
+    kinds = {fact.label_kind: path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind}
+    if "text" in kinds:
+        return labels.kind_of_texts(counts)
+    if "integer" in kinds and "string" in kinds:
+        raise sources.InputError(
+            f"{config.label_column!r} holds integers in some shards and strings in others (see {kinds['integer']} and "
+            f"{kinds['string']})."
+        )
+    return ("integer" if "integer" in kinds else "string"), counts
 
 
 def _names_in_metadata(source: sources.Source, facts: list[sources.ShardFacts]) -> tuple[str, ...] | None:

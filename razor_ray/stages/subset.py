@@ -36,6 +36,8 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
     ------
     OSError
         If the disk is full, or a shard has gone.
+    InputError
+        If an image that is kept cannot be read any more.
     """
     facts = store.commit_facts("selection")
     num_shards = len(catalog.source.paths)
@@ -121,6 +123,11 @@ def _write_shard(
         for group in sources.read_images(catalog.source, shard, rows, catalog.input):
             chosen = kept.slice(start, group.num_rows)
             start += group.num_rows
+            if lost := group["image"].null_count:
+                raise sources.InputError(
+                    f"{lost} images that are kept of {catalog.source.paths[shard]} are not there any more. Put them "
+                    "back as they were, and give the same command again."
+                )
             table = _subset_table(group, chosen, mean_weight)
             writer.write_table(table.cast(full_schema), row_group_size=_ROWS_PER_GROUP)
     assert start == kept.num_rows, f"shard {catalog.source.paths[shard]} is shorter than it was"

@@ -1,0 +1,69 @@
+"""The catalog: what a later attempt finds changed, and what all shards say together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from razor_ray import sources
+from razor_ray.config import InputConfig
+from razor_ray.run_store import RunStore
+from razor_ray.stages import catalog as catalogs
+from tests.conftest import png, write_folders, write_shards, write_tar, write_tars
+
+
+def assemble(config: InputConfig) -> catalogs.Catalog:
+    """What `build` makes, without its tasks."""
+    source = sources.find(config)
+    facts = [sources.inspect(source, shard, config) for shard in range(len(source.paths))]
+    return catalogs._assemble(source, config, facts, None)
+
+
+def test_a_file_that_moved_is_another_input(tmp_path, digits):
+    folder = write_folders(digits.slice(0, 40), tmp_path / "in")
+    config, store = InputConfig(path=str(folder)), RunStore(str(tmp_path / "run"))
+    catalogs.write(assemble(config), store)
+    assert catalogs.read(config, store).num_samples == 40
+    moved = sorted((folder / "3").iterdir())[0]
+    moved.rename(folder / "7" / moved.name)  # as many files, as large, and the first is the first
+    with pytest.raises(sources.InputError, match="are not those that .* was begun with"):
+        catalogs.read(config, store)
+
+
+def tar(folder: Path, number: int, labels: list[str]) -> None:
+    members = []
+    for row, label in enumerate(labels):
+        members += [(f"{number}-{row}.cls", label.encode()), (f"{number}-{row}.png", png(np.zeros((8, 8), np.uint8)))]
+    write_tar(folder / f"{number}.tar", members)
+
+
+def test_whether_labels_are_integers_all_tars_tell_together(tmp_path):
+    # By itself the second would hold strings: one poisoned small tar must not have the whole input refused.
+    tar(tmp_path, 0, ["0", "3", "1", "3"])
+    tar(tmp_path, 1, ["3", "oops"])
+    found = assemble(InputConfig(path=str(tmp_path)))
+    assert (found.label_kind, found.class_names) == ("integer", ("0", "1", "2", "3"))
+    assert found.class_sizes == (1, 1, 0, 3)
+    tar(tmp_path, 2, ["cat", "cat", "dog", "dog"])
+    assert assemble(InputConfig(path=str(tmp_path))).label_kind == "string"
+
+
+def test_integers_in_some_parquet_shards_and_strings_in_others(tmp_path, digits):
+    write_shards(digits, tmp_path, 1)
+    texts = digits.set_column(1, "label", digits["label"].cast("string"))
+    write_shards(texts, tmp_path / "b", 1)
+    with pytest.raises(sources.InputError, match=r"'label' holds integers in some shards .*see train.* and b/train"):
+        assemble(InputConfig(path=str(tmp_path)))
+
+
+def test_a_dozen_integer_classes_are_the_same_in_each_format(tmp_path, digits):
+    labels = pa.array([row % 12 for row in range(36)], pa.int64())
+    table = digits.slice(0, 36).set_column(1, "label", labels)
+    write_shards(table, tmp_path / "parquet", 1)
+    write_tars(table, tmp_path / "tars", 1)
+    write_folders(table, tmp_path / "folders")
+    found = [assemble(InputConfig(path=str(tmp_path / name))) for name in ("parquet", "tars", "folders")]
+    assert [catalog.class_names for catalog in found] == [tuple(str(label) for label in range(12))] * 3

@@ -1,0 +1,54 @@
+"""Writing the subset: what is kept is written with its bytes, or not at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from razor_ray import schema, sources
+from razor_ray.config import InputConfig
+from razor_ray.stages import subset
+from razor_ray.stages.catalog import Catalog
+from tests.conftest import write_shards
+
+
+@pytest.fixture
+def catalog(tmp_path, digits) -> Catalog:
+    config = InputConfig(path=str(write_shards(digits, tmp_path / "in", 1)))
+    table = schema.CATALOG.empty_table()
+    return Catalog(sources.find(config), config, table, tuple("0123456789"), "integer", 8, (40,) * 10)
+
+
+def kept(digits: pa.Table, rows: list[int]) -> pa.Table:
+    chosen = digits.take(rows)
+    label = chosen["label"].cast(pa.int32())
+    weight = pa.array(np.ones(len(rows), np.float32))
+    columns = {"sample_id": pa.array(rows, pa.int64()), "key": chosen["name"], "label": label, "ispl_weight": weight}
+    return pa.table(columns)
+
+
+def write(catalog: Catalog, path: str, rows: pa.Table) -> None:
+    subset._write_shard(catalog, pafs.LocalFileSystem(), path, 0, rows, 1.0)
+
+
+def test_kept_images_are_written_byte_for_byte(tmp_path, digits, catalog):
+    rows = [3, 7, 399]
+    write(catalog, f"{tmp_path}/part.parquet", kept(digits, rows))
+    found = pq.read_table(tmp_path / "part.parquet")
+    assert [image["bytes"] for image in found["image"].to_pylist()] == digits["image"].take(rows).to_pylist()
+
+
+def test_an_image_without_bytes_is_not_written_in_silence(tmp_path, digits, catalog, monkeypatch):
+    read_images = sources.read_images
+
+    def lossy(*arguments):
+        for table in read_images(*arguments):
+            images = [None, *table["image"].to_pylist()[1:]]
+            yield table.set_column(0, "image", pa.array(images, pa.binary()))
+
+    monkeypatch.setattr(sources, "read_images", lossy)
+    with pytest.raises(sources.InputError, match=r"1 images that are kept of train-00000\.parquet are not there"):
+        write(catalog, f"{tmp_path}/part.parquet", kept(digits, [3, 7, 399]))
