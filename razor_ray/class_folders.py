@@ -84,11 +84,6 @@ def first_file(source: Source, shard: int) -> str:
     return f"{source.base}/{source.paths[shard].partition(_FROM)[2]}"
 
 
-def first_file(source: Source, shard: int) -> str:
-    """Path in the filesystem of a run's first file."""
-    return f"{source.base}/{source.paths[shard].partition(_FROM)[2]}"
-
-
 def is_image(name: str) -> bool:
     """Whether a file's name says that it is an image.
 
