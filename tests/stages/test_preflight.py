@@ -130,6 +130,7 @@ def test_every_format_is_seen_where_it_lies(tmp_path, digits):
             preflight._ask_nodes(store, source, nodes, "token")
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_node_that_came_later_and_sees_nothing_refuses_to_work(tmp_path, digits):
     """As the autoscaler brings it: nobody asked it, and its own disk would be taken for the input or the output."""
     catalog = catalogs.build(InputConfig(path=str(write_shards(digits.slice(0, 40), tmp_path / "in", 2))))
