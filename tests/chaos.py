@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 
 REPOSITORY = Path(__file__).parents[1]
 FAULTS = REPOSITORY / "tests" / "faults"
-SECONDS = 150
+SECONDS = 280
 """That a run may take, lest one that hangs holds up everything."""
 
 
-def begin(arguments: list[str], log: Path, **faults: float) -> subprocess.CompletedProcess[str]:
+def begin(arguments: list[str], log: Path, **faults: str | int) -> subprocess.CompletedProcess[str]:
     """Run `razor-ray` in a process and with a Ray of its own, with faults as `tests/faults` describes them."""
     environment = os.environ | {
         "PYTHONPATH": f"{FAULTS}:{REPOSITORY}",
@@ -45,6 +45,17 @@ def run(command: list[str], environment: dict[str, str], seconds: float) -> subp
 def steps(log: Path) -> list[str]:
     """What was written, in order: 'open', 'close', 'done', 'commit' or 'committed', and the path."""
     return [line.split(" ", 1)[1] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def at(place: int, steps: list[str], whole: Path, run: Path) -> dict[str, str | int]:
+    """Which fault to ask for, to meet the step at a place of another run's: by its path, since a run that goes on takes
+    fewer steps, and one whose actors are begun again takes more."""
+    return {"when": steps[place].replace(str(whole), str(run)), "nth": steps[: place + 1].count(steps[place])}
+
+
+def was_killed(log: Path) -> bool:
+    """Whether the fault `kill` has met its step."""
+    return log.with_name(log.name + ".killed").exists()
 
 
 def result(run: Path) -> dict[str, pa.Table]:

@@ -38,14 +38,16 @@ def test_killed_and_begun_again(whole, tmp_path, seed):
     path, folder = whole
     steps = chaos.steps(folder / "log")
     # One point of each stretch of the run, so that no stage is spared; every sixth time the disk is full instead.
-    low, high = (1 + len(steps) * number // NUM_POINTS for number in (seed, seed + 1))
-    at = random.Random(seed).randrange(low, high)
+    low, high = (len(steps) * number // NUM_POINTS for number in (seed, seed + 1))
+    place = random.Random(seed).randrange(low, high)
+    point = chaos.at(place, steps, folder / "whole", tmp_path / "run")
     fault = "full" if seed % 6 == 5 else "kill"
     command = arguments(path, tmp_path / "run")
-    first = chaos.begin(command, tmp_path / "first", **{fault: at})
-    print(f"{fault} at {at} of {len(steps)}, {steps[at - 1]}: status {first.returncode}")
+    first = chaos.begin(command, tmp_path / "first", fault=fault, **point)
+    print(f"{fault} at {place} of {len(steps)}, {steps[place]}: status {first.returncode}")
     # Ray itself begins a task or an actor again that was killed; only the driver's death ends a run.
     assert first.returncode in ((1,) if fault == "full" else (0, -9)), first.stderr
+    assert chaos.was_killed(tmp_path / "first") == (fault == "kill"), f"{point} never came"
     if fault == "full":
         assert "no space left on the disk" in first.stderr
     second = chaos.begin(command, tmp_path / "second")

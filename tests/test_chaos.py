@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import sys
 
 import pytest
 
@@ -22,11 +25,13 @@ def test_a_run_that_is_stopped_three_times_ends_the_same(tmp_path, digits):
     logs = []
     # In the middle of the proxy's training, of scoring, and of sampling: of what is written there, any step.
     for number, (stage, fault) in enumerate((("/_proxy/", "kill"), ("/scores/part-", "full"), ("/selection/", "kill"))):
-        done = sum(len(chaos.steps(log)) for log in logs)
-        at = random_source.choice([place for place, step in enumerate(steps, 1) if stage in step])
+        place = random_source.choice([place for place, step in enumerate(steps) if stage in step])
+        point = chaos.at(place, steps, tmp_path / "whole", tmp_path / "run")
         logs.append(tmp_path / f"log-{number}")
-        stopped = chaos.begin([*command, str(tmp_path / "run")], logs[-1], **{fault: max(at - done, 1)})
+        stopped = chaos.begin([*command, str(tmp_path / "run")], logs[-1], fault=fault, **point)
+        # Ray itself begins a task or an actor again that was killed; only the driver's death ends a run.
         assert stopped.returncode in ((1,) if fault == "full" else (0, -9)), stopped.stderr
+        assert chaos.was_killed(logs[-1]) == (fault == "kill"), f"{point} never came"
         if fault == "full":
             assert "no space left on the disk" in stopped.stderr
             assert "the same command goes on" in stopped.stderr
@@ -37,3 +42,17 @@ def test_a_run_that_is_stopped_three_times_ends_the_same(tmp_path, digits):
     scored = [line for log in logs for line in chaos.scored(log)]
     assert len(scored) >= len(set(scored)) == 6
     assert len(scored) - len(set(scored)) <= 2 * len(logs[:-1])
+
+
+@pytest.mark.parametrize(("nth", "fault", "status"), [(2, "kill", -9), (4, "kill", 0), (2, "full", 1)])
+def test_a_fault_meets_its_step_or_it_is_told(tmp_path, nth, fault, status):
+    writes = f"for _ in range(3): RunStore({str(tmp_path)!r}).write_json('a', {{}})"
+    script = f"from razor_ray.run_store import RunStore\n{writes}"
+    faults = {"log": str(tmp_path / "log"), "fault": fault, "when": f"open {tmp_path}/a", "nth": nth}
+    environment = os.environ | {"PYTHONPATH": f"{chaos.FAULTS}:{chaos.REPOSITORY}", "FAULTS": json.dumps(faults)}
+    assert chaos.run([sys.executable, "-c", script], environment, 60).returncode == status
+    assert chaos.was_killed(tmp_path / "log") == (status == -9)
+    found = chaos.steps(tmp_path / "log")
+    assert found.count(f"open {tmp_path}/a") == min(nth, 3)
+    last = len(found) - 1 - found[::-1].index(f"open {tmp_path}/a")
+    assert chaos.at(last, found, tmp_path, tmp_path / "b") == {"when": f"open {tmp_path}/b/a", "nth": min(nth, 3)}

@@ -28,7 +28,8 @@ def test_nodes_and_workers_that_go(tmp_path, digits):
     faults = {
         "log": str(tmp_path / "log"),
         "slow": 0.3,
-        "kill_when": "open " + str(tmp_path / "trained/train/state.pt"),
+        "fault": "kill",
+        "when": "open " + str(tmp_path / "trained/train/state.pt"),
     }
     with tempfile.TemporaryDirectory(prefix="ray-") as short:  # paths of sockets have a limit
         environment = os.environ | {
@@ -51,7 +52,7 @@ def test_nodes_and_workers_that_go(tmp_path, digits):
     alone = chaos.begin(["prune", *arguments], tmp_path / "log-alone")
     assert alone.returncode == 0, alone.stderr
     assert chaos.result(tmp_path / "nodes") == chaos.result(tmp_path / "alone")
-    assert (tmp_path / "log.killed").exists()
+    assert chaos.was_killed(tmp_path / "log")
     lines = [json.loads(line) for line in (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["num_samples"]) for line in lines] == [(1, 400), (2, 400), (3, 400)]
     assert pq.read_table(tmp_path / "nodes/subset").num_rows == 119

@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,18 +47,26 @@ def add(cluster: Cluster) -> None:
     cluster.add_node(num_cpus=1, object_store_memory=100 * MIB, wait=True)
 
 
-def when(condition: Callable[[], bool], do: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a condition holds."""
+class When(threading.Thread):
+    """Does something as soon as a condition holds; without it, nothing, and `end` says so."""
 
-    def wait() -> None:
-        end = time.monotonic() + 60
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.05)
-        do()
+    def __init__(self, condition: Callable[[], bool], do: Callable[[], None]) -> None:
+        super().__init__(daemon=True)
+        self.condition, self.do, self.has_held, self.is_over = condition, do, False, threading.Event()
+        self.start()
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
+    def run(self) -> None:
+        while not self.is_over.wait(0.05):
+            if self.condition():
+                self.has_held = True
+                self.do()
+                return
+
+    def end(self, what: str) -> None:
+        """Wait for what has begun, and fail if the condition has not held until now."""
+        self.is_over.set()
+        self.join()
+        assert self.has_held, f"no node was lost in {what}: it was over before"
 
 
 def lose_a_node(cluster: Cluster) -> None:
@@ -80,16 +87,16 @@ def main(folder: Path) -> int:
     try:
         output = folder / "nodes"
         scores = output / "_staging" / "scores"
-        lost = when(lambda: len(list(scores.glob("part-*"))) >= 2, lambda: lose_a_node(cluster))
+        lost = When(lambda: len(list(scores.glob("part-*"))) >= 2, lambda: lose_a_node(cluster))
         assert prune(folder, output) == 0, "scoring did not survive the loss of a node"
-        lost.join()
+        lost.end("scoring")
         # Sampling: from the scores on, all of it again.
         for stage in ("selection", "subset"):
             (output / stage / "_commit.json").unlink()
         selection = output / "_staging" / "selection"
-        lost = when(selection.exists, lambda: lose_a_node(cluster))
+        lost = When(selection.exists, lambda: lose_a_node(cluster))
         assert prune(folder, output) == 0, "sampling did not survive the loss of a node"
-        lost.join()
+        lost.end("sampling")
         # Training: the environment says at which of its writes a worker is killed.
         paths = ["--input", f"{folder}/in", "--output", f"{folder}/trained"]
         options = ["--num-workers", "2", "--epochs", "3", "--augment", "none"]

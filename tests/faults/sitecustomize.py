@@ -1,9 +1,9 @@
 """Faults for tests: loaded by every Python process that has this folder on its path, the workers of Ray included.
 
 The environment variable FAULTS is JSON: `log`, a file that gets a line for every step of a write to a run's folder, by
-whichever process; `kill`, the number of the line at which the process that writes it is killed with signal 9, or
-`kill_when`, the end of that line; `full`, the line from which on the disk is full; `slow`, seconds that every file of
-scores takes.
+whichever process; `when`, the end of the line at which something happens, at its `nth` time (without it the first);
+`fault`, what happens: `kill`, the process that writes it is killed with signal 9, or `full`, from there on the disk is
+full; `slow`, seconds that every file of scores takes. That a process was killed is told by a file, `log` and `.killed`.
 """
 
 import errno
@@ -25,12 +25,13 @@ def step(what: str, path: str) -> None:
         return
     log = os.open(FAULTS["log"], os.O_RDWR | os.O_APPEND | os.O_CREAT)
     os.write(log, f"{os.getpid()} {what} {path}\n".encode())
-    number = os.pread(log, 2**24, 0).count(b"\n")
+    lines = os.pread(log, 2**24, 0).decode().splitlines()
     os.close(log)
-    if number >= FAULTS.get("full", sys.maxsize):
+    if "when" not in FAULTS or sum(line.endswith(FAULTS["when"]) for line in lines) < FAULTS.get("nth", 1):
+        return
+    if FAULTS["fault"] == "full":
         raise OSError(errno.ENOSPC, "No space left on device", path)
-    is_named = "kill_when" in FAULTS and f"{what} {path}".endswith(FAULTS["kill_when"])
-    if number >= FAULTS.get("kill", sys.maxsize) or is_named:
+    if f"{what} {path}".endswith(FAULTS["when"]):  # not another process that writes at the same time
         try:
             os.close(os.open(FAULTS["log"] + ".killed", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
