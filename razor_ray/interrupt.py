@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 Stop = Callable[[Exception], None]
 
+_AGAIN_SECONDS = 10.0
+"""Between signals: longer than a block takes to clean up after the first."""
+
 
 class StoppedError(RuntimeError):
     """A run that was ended from within; what is finished is kept, and the message says why it could not go on."""
@@ -25,26 +28,36 @@ def interruptible() -> Iterator[Stop]:
         that is not in the main thread, which is the only one that signals reach, ends with the error when it is done.
     """
     reasons: list[Exception] = []
-    ended = False
+    ended = threading.Event()
     lock = threading.Lock()
     is_main = threading.current_thread() is threading.main_thread()
 
     def stop(error: Exception) -> None:
         with lock:
-            if ended or reasons:
+            if ended.is_set() or reasons:
                 return
             reasons.append(error)
-            if is_main:
-                # A real signal, as of Ctrl-C: it ends system calls too, and Ray's waits heed it.
-                signal.pthread_kill(_main_ident(), signal.SIGINT)
+        if is_main:
+            threading.Thread(target=insist, daemon=True).start()
+
+    def insist() -> None:
+        # More than once if need be: an interrupt that comes while others' code cleans up may be swallowed there.
+        while not ended.is_set():
+            with lock:
+                if not ended.is_set():
+                    # A real signal, as of Ctrl-C: it ends system calls too, and Ray's waits heed it.
+                    signal.pthread_kill(_main_ident(), signal.SIGINT)
+            ended.wait(_AGAIN_SECONDS)
 
     try:
         yield stop
         with lock:
-            ended = True
+            ended.set()
     except KeyboardInterrupt:
         if not reasons:
             raise
+    finally:
+        ended.set()
     if reasons:
         raise reasons[0]
 

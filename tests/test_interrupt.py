@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from razor_ray import interrupt
 from razor_ray.interrupt import StoppedError, interruptible
 
 
@@ -14,6 +15,20 @@ def test_a_wait_is_ended_with_the_first_reason():
         threading.Timer(0.05, lambda: (stop(StoppedError("first")), stop(StoppedError("second")))).start()
         time.sleep(30)
     assert time.monotonic() - started < 10
+
+
+def test_a_block_that_swallows_an_interrupt_gets_another(monkeypatch):
+    monkeypatch.setattr(interrupt, "_AGAIN_SECONDS", 0.3)
+    started, swallowed = time.monotonic(), False
+    with pytest.raises(StoppedError, match="^reason$"), interruptible() as stop:
+        threading.Timer(0.05, lambda: stop(StoppedError("reason"))).start()
+        try:
+            time.sleep(30)
+        except KeyboardInterrupt:
+            swallowed = True
+        time.sleep(30)
+    assert swallowed
+    assert 0.3 < time.monotonic() - started < 10
 
 
 def test_ctrl_c_is_ctrl_c():
