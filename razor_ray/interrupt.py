@@ -6,8 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 Stop = Callable[[Exception], None]
+
+_SIGNAL = signal.SIGUSR2
+"""Not Ctrl-C's, which is ignored in a process that a script has put into the background."""
 
 _AGAIN_SECONDS = 10.0
 """Between signals: longer than a block takes to clean up after the first."""
@@ -45,10 +49,11 @@ def interruptible() -> Iterator[Stop]:
         while not ended.is_set():
             with lock:
                 if not ended.is_set():
-                    # A real signal, as of Ctrl-C: it ends system calls too, and Ray's waits heed it.
-                    signal.pthread_kill(_main_ident(), signal.SIGINT)
+                    # A real signal: it ends system calls too, and Ray's waits heed it.
+                    signal.pthread_kill(_main_ident(), _SIGNAL)
             ended.wait(_AGAIN_SECONDS)
 
+    earlier = signal.signal(_SIGNAL, _interrupt) if is_main else None
     try:
         yield stop
         with lock:
@@ -57,9 +62,16 @@ def interruptible() -> Iterator[Stop]:
         if not reasons:
             raise
     finally:
-        ended.set()
+        with lock:
+            ended.set()
+        if is_main:
+            signal.signal(_SIGNAL, earlier)
     if reasons:
         raise reasons[0]
+
+
+def _interrupt(signal_number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal_number)
 
 
 def _main_ident() -> int:

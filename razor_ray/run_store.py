@@ -1,6 +1,6 @@
 """A run's folder: what is done, how a stage commits, and the manifest.
 
-The commit file, ``<stage>/_commit.json``, is the only truth: a stage without one has not happened, whatever lies in its
+The commit file, ``<stage>/.commit.json``, is the only truth: a stage without one has not happened, whatever lies in its
 folder. It lists the stage's files, and readers take those and no others.
 
 A stage writes its files where `RunStore.begin` says. On a local disk that is aside, ``_staging/<stage>``, and the
@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from razor_ray import config as configuration
 
-COMMIT = "_commit.json"
+COMMIT = ".commit.json"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
-COST = "_cost.json"
+COST = ".cost.json"
 _STAGING = "_staging"
 _WHOLE_OR_NOT_AT_ALL = ("local", "s3", "gcs", "abfs")
 """Types of filesystem where `aside` keeps its word. Elsewhere (hdfs://, and what fsspec opens) a write that was killed
@@ -176,7 +176,7 @@ class RunStore:
         """Names of the files of a stage that is under way: those that were written to their end."""
         selector = pafs.FileSelector(self._work(stage), allow_not_found=True)
         found = self.filesystem.get_file_info(selector)
-        files = [info for info in found if info.size and not info.base_name.startswith("_")]
+        files = [info for info in found if info.size and not info.base_name.startswith(("_", "."))]
         if self.filesystem.type_name in _WHOLE_OR_NOT_AT_ALL:
             return {info.base_name for info in files}
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:

@@ -1,5 +1,6 @@
 """A thread ends what the main thread does."""
 
+import signal
 import threading
 import time
 
@@ -29,6 +30,20 @@ def test_a_block_that_swallows_an_interrupt_gets_another(monkeypatch):
         time.sleep(30)
     assert swallowed
     assert 0.3 < time.monotonic() - started < 10
+
+
+def test_where_ctrl_c_is_ignored_a_thread_is_not():
+    before = signal.getsignal(signal.SIGUSR2)
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `nohup razor-ray ... &`
+    try:
+        started = time.monotonic()
+        with pytest.raises(StoppedError, match="^reason$"), interruptible() as stop:
+            threading.Timer(0.05, lambda: stop(StoppedError("reason"))).start()
+            time.sleep(30)
+        assert time.monotonic() - started < 10
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    assert signal.getsignal(signal.SIGUSR2) == before
 
 
 def test_ctrl_c_is_ctrl_c():

@@ -81,7 +81,7 @@ def test_a_job_that_is_killed_half_way_and_submitted_again(ray_session, request_
         return client.submit_job(entrypoint=shlex.join(script), runtime_env={"working_dir": working_dir})
 
     job = submit()
-    while not (tmp_path / "run/proxy/_commit.json").exists():  # scoring is next
+    while not (tmp_path / "run/proxy/.commit.json").exists():  # scoring is next
         assert not client.get_job_status(job).is_terminal(), client.get_job_logs(job)
         time.sleep(0.05)
     os.kill(json.loads((tmp_path / "run/_lease.json").read_text())["pid"], signal.SIGKILL)

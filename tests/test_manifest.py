@@ -51,8 +51,8 @@ def finished(tmp_path, **changes) -> RunStore:
         facts[stage][fact] = value
     for stage, value in facts.items():
         store.seal(stage, value)
-    store.write_json("scores/_cost.json", {"seconds": 12.5, "joules": 300.0})
-    store.write_json("weights/_cost.json", {"seconds": 0.5, "joules": None})
+    store.write_json("scores/.cost.json", {"seconds": 12.5, "joules": 300.0})
+    store.write_json("weights/.cost.json", {"seconds": 0.5, "joules": None})
     return store
 
 

@@ -50,7 +50,7 @@ def prune(path, output, weights, *options) -> int:
 
 
 def test_run_folder_is_the_contract(run):
-    assert {path.name for path in run.iterdir() if not path.name.startswith("_")} == {
+    assert {path.name for path in run.iterdir() if not path.name.startswith(("_", "."))} == {
         *("config.json", "manifest.json", "report.html", "proxy"),
         *("catalog", "scores", "quarantine", "weights", "selection", "subset"),
     }
@@ -99,9 +99,8 @@ def test_subset_is_the_selection_with_the_input_bytes(run, digits):
 
 
 def test_subset_opens_in_hugging_face_datasets(run, tmp_path):
-    loaded = datasets.load_dataset(
-        "parquet", data_files=str(run / "subset" / "*.parquet"), split="train", cache_dir=str(tmp_path)
-    )
+    # The folder, as it is: what else lies in it must not be taken for data.
+    loaded = datasets.load_dataset(str(run / "subset"), split="train", cache_dir=str(tmp_path))
     assert loaded.num_rows == 120
     assert loaded.features["label"].names == [str(label) for label in range(10)]
     assert loaded[0]["image"].size == (8, 8)  # decoded: the metadata says that it is an image
@@ -122,8 +121,8 @@ def test_a_second_run_skips_what_is_done(run, digits, weights_file, capfd):
 
 def test_a_lost_stage_is_done_again_with_the_same_result(run, weights_file):
     before = pq.read_table(run / "selection").sort_by("sample_id")
-    (run / "selection" / "_commit.json").unlink()  # as if the run had died before that
-    (run / "subset" / "_commit.json").unlink()
+    (run / "selection" / ".commit.json").unlink()  # as if the run had died before that
+    (run / "subset" / ".commit.json").unlink()
     assert prune(run.parent / "in", run, weights_file, "--input.id-column", "name") == 0
     assert pq.read_table(run / "selection").sort_by("sample_id").equals(before)
 
@@ -191,12 +190,12 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.training, "train", spy_on_training)
     monkeypatch.setattr(pipeline, "_weigh_round", killed)
     assert main([*arguments, str(tmp_path / "out")]) == 130
-    assert (tmp_path / "out" / "_rounds" / "01" / "ispl" / "_commit.json").exists()
+    assert (tmp_path / "out" / "_rounds" / "01" / "ispl" / ".commit.json").exists()
     monkeypatch.setattr(pipeline, "_weigh_round", weigh_round)
     assert main([*arguments, str(tmp_path / "out")]) == 0
     assert not (tmp_path / "out" / "_rounds").exists()
-    facts = json.loads((tmp_path / "out" / "proxy" / "_commit.json").read_text())["rounds"]
-    final = json.loads((tmp_path / "out" / "weights" / "_commit.json").read_text())
+    facts = json.loads((tmp_path / "out" / "proxy" / ".commit.json").read_text())["rounds"]
+    final = json.loads((tmp_path / "out" / "weights" / ".commit.json").read_text())
     thresholds = [found["ispl"]["threshold"] for found in (*facts, final)]
     np.testing.assert_allclose(thresholds, thresholds[0] * np.array([1, 0.5, 0.25]))
     # Against the definition: of each round the weights from its losses, and quotas from the mean over rounds.
@@ -307,8 +306,8 @@ def test_what_is_left_must_fit_the_cluster_also_when_a_run_goes_on(run, weights_
     shutil.copytree(run, tmp_path / "out")
     monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 0.1, "memory": 2.0**40}], True))
     assert prune(*arguments) == 0  # all of it is done
-    (tmp_path / "out" / "scores" / "_commit.json").unlink()
-    (tmp_path / "out" / "subset" / "_commit.json").unlink()
+    (tmp_path / "out" / "scores" / ".commit.json").unlink()
+    (tmp_path / "out" / "subset" / ".commit.json").unlink()
     assert prune(*arguments) == 2
     assert "a scoring actor needs 1 CPU, 0 GPU and" in capfd.readouterr().err
     for file in (tmp_path / "out").rglob("*.parquet"):

@@ -188,7 +188,7 @@ def make_run(
         "metrics": {"epoch": 4},
     }
     store.seal("proxy", proxy)
-    store.write_json("scores/_cost.json", {"seconds": 12.5})
+    store.write_json("scores/.cost.json", {"seconds": 12.5})
     store.seal("scores", {"num_samples": len(samples), "hardness": "el2n"})
     ispl = {"scheme": "linear", "threshold": 2.5, "second_threshold": 1.25, "diversity_step": 2.5}
     facts = {"budget": kept.total(), "num_samples": len(samples), "beta": 0.75, "ispl": ispl}

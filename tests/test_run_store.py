@@ -134,7 +134,7 @@ def test_a_stage_is_done_when_it_has_committed(store):
 
 def test_a_stage_without_a_commit_file_has_not_happened(store):
     commit(store, "scores", names=("a", "b"))
-    Path(store.path("scores", "_commit.json")).unlink()
+    Path(store.path("scores", ".commit.json")).unlink()
     assert not store.is_done("scores")
     with pytest.raises(AssertionError, match="scores has not committed"):
         store.files("scores")
@@ -360,7 +360,7 @@ def test_half_a_file_is_not_finished_where_writes_go_to_their_place(remote):
         with remote.filesystem.open_output_stream(f"{folder}/{name}.parquet") as stream:
             stream.write(cut)
     assert remote.finished("scores") == {"a.parquet"}
-    with remote.filesystem.open_output_stream(remote.path("scores", "_commit.json")) as stream:
+    with remote.filesystem.open_output_stream(remote.path("scores", ".commit.json")) as stream:
         stream.write(b'{"files": ["a.par')
     assert not remote.is_done("scores")
 
@@ -393,7 +393,7 @@ def names_in(store: RunStore, stage: str) -> list[str]:
 def test_only_what_is_listed_is_the_stages(any_store):
     put(any_store, any_store.begin("scores"), "a.parquet", "b.parquet", "zombie.parquet")
     any_store.commit("scores", {"n": 2}, ["a.parquet", "b.parquet"])
-    assert names_in(any_store, "scores") == ["_commit.json", "a.parquet", "b.parquet"]
+    assert names_in(any_store, "scores") == [".commit.json", "a.parquet", "b.parquet"]
     put(any_store, any_store.path("scores"), "c.parquet")  # of an actor of a dead attempt
     assert any_store.files("scores") == [any_store.path("scores", name) for name in ("a.parquet", "b.parquet")]
     assert any_store.commit_facts("scores") == {"n": 2}

@@ -92,7 +92,7 @@ def main(folder: Path) -> int:
         lost.end("scoring")
         # Sampling: from the scores on, all of it again.
         for stage in ("selection", "subset"):
-            (output / stage / "_commit.json").unlink()
+            (output / stage / ".commit.json").unlink()
         selection = output / "_staging" / "selection"
         lost = When(selection.exists, lambda: lose_a_node(cluster))
         assert prune(folder, output) == 0, "sampling did not survive the loss of a node"
