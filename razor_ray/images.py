@@ -66,22 +66,25 @@ def decode_batch(encoded: Sequence[bytes | None], size: int) -> tuple[NDArray[np
     reasons : list of B str or None
         None where the image was decoded.
     """
-    pixels = np.zeros((len(encoded), size, size, 3), np.uint8)  # (B, S, S, 3)
+    pixels = np.empty((len(encoded), size, size, 3), np.uint8)  # (B, S, S, 3)
     reasons: list[str | None] = [None] * len(encoded)
     for index, content in enumerate(encoded):
         try:
             pixels[index] = decode(content, size)
         except ImageError as error:
-            reasons[index] = str(error)
+            pixels[index], reasons[index] = 0, str(error)
     return pixels, reasons
 
 
 def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 images (B, S, S, 3) to normalised ones (B, 3, S, S) in channels_last memory, on the pixels' device."""
-    mean = torch.tensor(_MEAN, device=pixels.device).mul_(255)
-    scale = torch.tensor(_STD, device=pixels.device).mul_(255).reciprocal_()
-    # A permuted NHWC tensor is NCHW in channels_last memory: no copy.
-    return ((pixels.to(torch.float32) - mean) * scale).permute(0, 3, 1, 2).to(dtype)
+    # For a whole row of pixels: a loop over three channels has no room for vector instructions (a third of the speed).
+    row = (pixels.shape[2], 1)
+    mean = torch.tensor(_MEAN, device=pixels.device).mul_(255).repeat(row)  # (S, 3)
+    scale = torch.tensor(_STD, device=pixels.device).mul_(255).reciprocal_().repeat(row)  # (S, 3)
+    # In place, on a copy of our own. A permuted NHWC tensor is NCHW in channels_last memory: no copy.
+    normalized = pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale)
+    return normalized.permute(0, 3, 1, 2).to(dtype)
 
 
 def denormalize(images: Tensor) -> Tensor:
@@ -203,5 +206,8 @@ def _fit(pixels: Tensor, size: int) -> NDArray[np.uint8]:
         seen = max(1, round(min(pixels.shape[-2:]) * _SEEN))
         pixels = transforms.center_crop(pixels, [seen, seen])
     if pixels.shape[-2:] != (size, size):
-        pixels = transforms.resize(pixels, [size, size], antialias=True)
+        # A dense image of interleaved channels is resized as one, and comes back so; else plane by plane, and whoever
+        # takes it pays for interleaving (a quarter of the time of decoding).
+        dense = pixels[None].contiguous(memory_format=torch.channels_last)
+        pixels = transforms.resize(dense, [size, size], antialias=True)[0]
     return pixels.permute(1, 2, 0).numpy()

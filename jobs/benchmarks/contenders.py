@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jobs.benchmarks.measure import num_cpus
-from razor_ray import hardness, images, model, parquet_shards
+from razor_ray import hardness, heap, images, model, parquet_shards
 from razor_ray.config import InputConfig, ScoreConfig
 from razor_ray.run_store import RunStore
 
@@ -115,6 +115,7 @@ class _Network:
 
     def __init__(self, setup: Setup, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
+        heap.keep_freed_memory()  # as the scoring stage does
         network = model.build(setup.arch, setup.num_classes)
         model.load_weights(network, Path(setup.weights).read_bytes(), setup.weights)
         self.device, self.precision = torch.device(setup.device), setup.precision

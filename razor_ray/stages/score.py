@@ -29,7 +29,7 @@ import ray.data
 import torch
 
 import razor_ray
-from razor_ray import hardness, images, model, schema, sources
+from razor_ray import hardness, heap, images, model, schema, sources
 from razor_ray.config import ScoreConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
@@ -161,13 +161,24 @@ def _score_pieces(
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
             max_size=min(resources.num_workers, len(pieces)),
+            initial_size=min(resources.num_workers, len(pieces), _room(resources)),
             max_tasks_in_flight_per_actor=_PIECES_IN_FLIGHT,
+            # One call at a time all the same, but on the actor's main thread: `heap` reaches no other.
+            enable_true_multi_threading=True,
         ),
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
         memory=_actor_bytes() or None,
     )
     yield from summaries.iter_rows()
+
+
+def _room(resources: Resources) -> int:
+    """Actors that the cluster as it is now has room for, at least one."""
+    rooms = [runtime.num_cpus() / resources.num_cpus]
+    if resources.num_gpus:
+        rooms.append(runtime.num_gpus() / resources.num_gpus)
+    return max(1, int(min(rooms)))
 
 
 def _actor_bytes() -> int:
@@ -260,6 +271,7 @@ class Scorer:
         # One thread to an actor without a GPU, whatever the machine: more actors use more CPUs, and a score does not
         # depend on how many threads shared its sums.
         torch.set_num_threads(1)
+        heap.keep_freed_memory()
         pa.set_cpu_count(1)
         pa.set_io_thread_count(2)
         network = model.build(proxy.arch, proxy.num_classes)
