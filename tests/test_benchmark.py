@@ -58,7 +58,8 @@ def hold(num_bytes: int) -> int:
 
 def test_a_process_of_its_own_is_measured_with_its_children():
     started = time.time()
-    small, large = measure.in_own_process(hold, 1), measure.in_own_process(hold, 200_000_000)
+    small, large = (measure.in_own_process(hold, size, memory=True) for size in (1, 200_000_000))
+    assert small.peak_bytes is not None and large.peak_bytes is not None
     assert (small.result, large.result) == (1, 200_000_000)
     # Shares of common pages change by some tens of MB as other processes come and go; one of the two would be 200 MB.
     assert_allclose(large.peak_bytes - small.peak_bytes, 400_000_000, rtol=0.2)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,18 +33,21 @@ class Measured:
     """By the clock of `time.time`, before the process was started."""
     seconds: float
     """From then to its result: start of the interpreter and imports included."""
-    peak_bytes: int
-    """Of it and all its descendants together."""
+    peak_bytes: int | None
+    """Of it and all its descendants together, if that was asked for."""
 
 
-def in_own_process(function: Callable[..., Any], *arguments: Any) -> Measured:
-    """Call a function in a fresh process, so that no contender finds what another left behind in memory or threads."""
+def in_own_process(function: Callable[..., Any], *arguments: Any, memory: bool = False) -> Measured:
+    """Call a function in a fresh process, so that no contender finds what another left behind in memory or threads.
+
+    Sampling its memory (`memory`) costs a few per cent of its speed: the kernel walks the pages of all its processes.
+    """
     started = time.time()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
         process = executor.submit(os.getpid).result()
-        with _peak_memory(process) as peak:
+        with _peak_memory(process) if memory else nullcontext() as peak:
             result = executor.submit(function, *arguments).result()
-        return Measured(result, started, time.time() - started, peak[0])
+        return Measured(result, started, time.time() - started, peak[0] if peak else None)
 
 
 @contextmanager
@@ -199,6 +202,7 @@ def _text(value: str | float) -> str:
     return f"{value:,.{min(max(digits, 0), 4)}f}"
 
 
-def gib(num_bytes: float) -> float:
-    """Bytes in GiB."""
+def gib(num_bytes: float | None) -> float:
+    """Bytes in GiB; they must have been measured."""
+    assert num_bytes is not None
     return num_bytes / 2**30

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.benchmarks.measure import Measured, format_table, gib, growth_exponent, in_own_process, num_cpus
+from jobs.benchmarks.measure import format_table, gib, growth_exponent, in_own_process, num_cpus
 from razor_ray import schema, weights
 from razor_ray.apportion import apportion
 from razor_ray.config import InputConfig, PruneConfig
@@ -85,14 +85,13 @@ class Sample:
         return str(path)
 
     def _measure(self, select: Any, path: str) -> dict[str, Any]:
-        measured: Measured = in_own_process(select, path, self.num_classes, self.keep_fraction)
-        seconds, peak = measured.result["seconds"], gib(measured.peak_bytes)
+        """Once for the time and once for the memory, since watching that takes time."""
+        arguments = (select, path, self.num_classes, self.keep_fraction)
+        timed, watched = in_own_process(*arguments), in_own_process(*arguments, memory=True)
+        assert timed.result["digest"] == watched.result["digest"], "the same call chose other samples"
+        seconds, peak = timed.result["seconds"], gib(watched.peak_bytes)
         say(f"measured  {select.__name__} on {path}: {seconds:.1f} s, {peak:.2f} GiB")
-        return {
-            **measured.result,
-            "seconds_with_start_up": measured.seconds,
-            "peak_gib": gib(measured.peak_bytes),
-        }
+        return {**timed.result, "seconds_with_start_up": timed.seconds, "peak_gib": peak}
 
 
 def class_sizes(num_samples: int, num_classes: int, zipf: float) -> NDArray[np.int64]:

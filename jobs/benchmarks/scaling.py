@@ -39,7 +39,7 @@ class Scale:
                 setup_here = replace(setup, folder=f"{folder}/input-{multiple}")
                 if not Path(setup_here.folder).exists():
                     repeat_shards(self.input, Path(setup_here.folder), multiple)
-                return in_own_process(contenders.ray_pipeline, setup_here, tempfile.mkdtemp(dir=folder))
+                return in_own_process(contenders.ray_pipeline, setup_here, tempfile.mkdtemp(dir=folder), memory=True)
 
             found = interleaved(
                 {str(multiple): lambda multiple=multiple: score(multiple) for multiple in self.multiples}, self.repeats

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from razor_ray import sampling, schema
 from razor_ray.config import PruneConfig
+from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
@@ -87,6 +88,7 @@ def _num_partitions(store: RunStore, num_classes: int) -> int:
     return min(num_classes, max(_MIN_PARTITIONS, -(-num_bytes // _PARTITION_BYTES)))
 
 
+@freed_memory_kept()
 def _sample_partition(
     filesystem: pafs.FileSystem,
     path: str,
@@ -95,14 +97,16 @@ def _sample_partition(
     hardness: str,
     *tables: pa.Table,
 ) -> dict[int, dict[str, Any]]:
-    table = pa.concat_tables(tables)
+    table = pa.concat_tables(tables).combine_chunks()
     label = table["label"].to_numpy()
+    # By identity inside a class: whatever order the pieces came in, every sum is over the same rows in the same order.
+    order = np.lexsort((table["sample_id"].to_numpy(), label))
+    present, starts = np.unique(label[order], return_index=True)
     class_rows = {row["label"]: row for row in weights.table.to_pylist()}
     found: dict[int, dict[str, Any]] = {}
     selections = []
-    for value in np.unique(label).tolist():
-        members = table.take(pa.array(np.flatnonzero(label == value)))
-        selection = _sample_class(members, class_rows[value], weights, config, hardness)
+    for value, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+        selection = _sample_class(table.take(pa.array(rows)), class_rows[value], weights, config, hardness)
         selections.append(selection)
         kept = selection.filter(selection["keep"])
         found[value] = {
@@ -118,11 +122,9 @@ def _sample_partition(
 def _sample_class(
     table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig, hardness_name: str
 ) -> pa.Table:
-    # By identity: whatever order the pieces came in, every sum below is over the same rows in the same order.
-    table = table.sort_by("sample_id").combine_chunks()
     sample_id, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()  # (n,), n
     loss = table["loss"].to_numpy()  # (n,)
-    values = table["embedding"].combine_chunks()
+    values = table["embedding"].combine_chunks()  # of one chunk: no copy
     embedding = values.flatten().to_numpy().reshape(len(values), -1)  # (n, D)
     hardness = table[hardness_name].to_numpy()  # (n,)
     chosen = sampling.sample_class(

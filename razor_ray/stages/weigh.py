@@ -26,7 +26,7 @@ from razor_ray.stages import exchange, runtime
 from razor_ray.weights import IsplSettings
 
 _METADATA_KEY = b"razor_ray"
-_CLASSES_PER_PARTITION, _MAX_PARTITIONS = 8, 64
+_CLASSES_PER_PARTITION, _MAX_PARTITIONS = 8, 16
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
 
 
