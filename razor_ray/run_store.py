@@ -319,8 +319,8 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, **optio
             table,
             target,
             filesystem=filesystem,
-            use_dictionary=flat,  # pyright: ignore[reportArgumentType]  (its stubs know a bool only)
-            compression=dict.fromkeys(flat, "zstd"),
+            use_dictionary=flat,  # pyright: ignore[reportArgumentType]  (its stubs know a bool)
+            compression=dict.fromkeys(flat, "zstd"),  # pyright: ignore[reportArgumentType]  (or one name)
             **options,
         )
 

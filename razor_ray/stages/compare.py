@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from razor_ray.baselines import METHODS
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig
 from razor_ray.hashing import VALIDATION, hash_ids
+from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.selection import Method, Samples, gamma_razor
@@ -246,6 +247,9 @@ def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iter
     gpus, cpus = runtime.num_gpus(config.model.device), runtime.num_cpus()
     workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
     threads = max(1, cpus // workers)
+    # Here, lest it depend on where a cell is trained.
+    device = torch.device("cuda" if gpus else "cpu")
+    config = replace(config, precision=training.choose_precision(config.precision, device))
     options = {"num_cpus": threads} | ({"num_gpus": min(1.0, gpus / workers)} if gpus else {})
     shared = ray.put(data)
     calls = ((cell, config, shared, threads) for cell in missing)
@@ -253,6 +257,7 @@ def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iter
         yield missing[index], row
 
 
+@freed_memory_kept()
 def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     samples = data.samples
@@ -280,7 +285,7 @@ def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> 
         device=device,
     )
     trained = time.perf_counter()
-    precision = training.choose_precision(config.precision, device)
+    precision = training.choose_precision(config.precision, device)  # as the driver chose
     predicted = training.predict(
         network, torch.from_numpy(np.array(data.eval_pixels)), precision=precision, device=device
     )

@@ -31,6 +31,7 @@ import torch
 import razor_ray
 from razor_ray import hardness, heap, images, model, schema, sources
 from razor_ray.config import ScoreConfig
+from razor_ray.headers import SMALL_IMAGE
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import ingest, preflight, runtime
@@ -39,7 +40,9 @@ from razor_ray.stages.catalog import pieces as plan
 from razor_ray.stages.ispl import LOSS
 from razor_ray.stages.per_shard import PerShard
 
-_BATCH_ON_GPU, _BATCH_ON_CPU = 256, 128
+_BATCH_ON_GPU = 256
+_BATCH_ON_CPU, _LARGE_BATCH_ON_CPU = 128, 32
+"""Of small and of large images: on a CPU a larger batch is no faster, and its activations must fit `_ACTOR_GIB`."""
 _PIECES_IN_FLIGHT = 2
 _FILES_PER_TASK = 256
 _ACTOR_GIB = 2
@@ -74,7 +77,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     QuarantineError
         As soon as more samples are quarantined than `max_quarantine_fraction` of the input.
     """
-    resources = _resources(config, proxy.device)
+    resources = _resources(config, proxy.device, proxy.image_size)
     batch_size = resources.batch_size
     pieces = plan(catalog, max_rows=ingest.piece_rows(proxy.image_size, batch_size), batch_size=batch_size)
     plan_hash = _plan_hash(catalog, proxy, resources, pieces)
@@ -117,7 +120,7 @@ def check_resources(config: ScoreConfig, device: str) -> None:
     ValueError
         With the arithmetic.
     """
-    resources = _resources(config, device)
+    resources = _resources(config, device, image_size=0)  # which decides the batch only
     request = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, "memory": float(_actor_bytes())}
     preflight.check_fits(request, "a scoring actor", "Give the nodes more, or pass another --proxy.device.")
 
@@ -390,10 +393,11 @@ def hardness_column(config: ScoreConfig, columns: Collection[str]) -> str:
     return "mean_el2n" if "mean_el2n" in columns else "el2n"
 
 
-def _resources(config: ScoreConfig, device: str) -> Resources:
+def _resources(config: ScoreConfig, device: str, image_size: int) -> Resources:
     gpus, cpus = runtime.num_gpus(device), runtime.num_cpus()
     workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
-    batch_size = (_BATCH_ON_GPU if gpus else _BATCH_ON_CPU) if config.batch_size == "auto" else config.batch_size
+    on_cpu = _LARGE_BATCH_ON_CPU if image_size > SMALL_IMAGE else _BATCH_ON_CPU
+    batch_size = (_BATCH_ON_GPU if gpus else on_cpu) if config.batch_size == "auto" else config.batch_size
     precision = ("bf16" if gpus else "float32") if config.precision == "auto" else config.precision
     if not gpus:
         # One machine does not grow; a cluster may, up to the number of workers that was asked for.

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from razor_ray import dynamics, hardness, images, model, sources, training
 from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
+from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import Progress, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
 from razor_ray.stages import ingest, preflight, runtime
@@ -356,7 +357,8 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
 def _train_worker(arguments: dict[str, Any]) -> None:
     task: Task = arguments["task"]
     preflight.check_seen(task.filesystem, f"{task.folder}/{_BEAT}", "output")
-    _Worker(task).run()
+    with nullcontext() if task.use_gpu else freed_memory_kept():  # it may be the driver's own process
+        _Worker(task).run()
 
 
 class _Worker:
