@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,7 @@ from razor_ray.run_store import RunStore, open_filesystem, write_file, write_tab
 from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 from razor_ray.stages.dynamics import from_table, to_table
+from razor_ray.stages.feed import Feed
 from razor_ray.stages.ispl import WEIGHT
 from razor_ray.stages.per_shard import PerShard
 
@@ -42,8 +43,6 @@ _DYNAMICS = "dynamics"
 _BEAT = "_beat.json"
 _BEAT_SECONDS = 10.0
 _MAX_FAILURES = 3
-_SHUFFLE_WINDOW = 16
-"""Batches among which streamed samples are shuffled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,12 +391,13 @@ class _Worker:
         )
         self.generator = torch.Generator()
         self.last_beat = 0.0
-        self.train_feed = _Feed("train", task, task.batch_size, self._beat, is_cached=task.is_cached)
+        rows = task.num_samples // task.num_workers
+        self.train_feed = Feed("train", task.batch_size, rows, self._beat, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
         self.eval_feed = (
             None
             if self.rank >= task.num_eval_feeds
-            else _Feed(f"eval_{self.rank}", task, _EVAL_BATCH, self._beat, is_cached=task.is_eval_cached)
+            else Feed(f"eval_{self.rank}", _EVAL_BATCH, 0, self._beat, is_cached=task.is_eval_cached)
         )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1
@@ -425,7 +425,7 @@ class _Worker:
         self.network.train()
         # Sum of losses, steps, rows, rows without a usable image.
         totals = torch.zeros(4, dtype=torch.float64)
-        num_batches = self.train_feed.num_batches()
+        num_batches = self.train_feed.num_batches
         for step, batch in enumerate(self.train_feed.batches(self.generator)):
             progress = (epoch - 1 + min(step / num_batches, 1.0)) / self.task.config.epochs
             labels = batch["label"]
@@ -559,59 +559,3 @@ def _observe(sample_id: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Ten
         "margin": of_label.squeeze(1) - others.amax(dim=1),
         "correct": scores["correct"],
     }
-
-
-class _Feed:
-    """A worker's share of a dataset, epoch after epoch.
-
-    Data that fits is decoded once, through Ray Data, and kept as uint8; every epoch is then a fresh permutation of all
-    of it, and the same with the same seed. Larger data is streamed and decoded anew in every epoch, and shuffled in a
-    window.
-    """
-
-    def __init__(self, name: str, task: Task, batch_size: int, beat: Callable[[], None], *, is_cached: bool) -> None:
-        self.name, self.batch_size, self.is_cached = name, batch_size, is_cached
-        self.beat = beat
-        self.num_rows_expected = task.num_samples // task.num_workers
-        self._cache: dict[str, Tensor] | None = None
-        self._order = torch.empty(0, dtype=torch.long)
-
-    def num_batches(self) -> int:
-        """Batches of an epoch. The same on every worker, since an equal split gives all of them as many rows."""
-        return -(-self.num_rows_expected // self.batch_size)
-
-    def batches(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
-        """One epoch; shuffled, if there is a generator to do it by."""
-        for batch in self._from_cache(generator) if self.is_cached else self._streamed(generator):
-            self.beat()
-            yield batch
-
-    def _streamed(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
-        shard: Any = ray.train.get_dataset_shard(self.name)
-        shuffled = {}
-        if generator is not None:
-            seed = int(torch.randint(2**31, (1,), generator=generator))
-            shuffled = {"local_shuffle_buffer_size": _SHUFFLE_WINDOW * self.batch_size, "local_shuffle_seed": seed}
-        for batch in shard.iter_batches(batch_size=self.batch_size, prefetch_batches=2, **shuffled):
-            yield {name: torch.from_numpy(np.array(values)) for name, values in batch.items()}
-
-    def _from_cache(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
-        if self._cache is None:
-            self._fill()
-        assert self._cache is not None
-        num_rows = len(self._order)
-        shuffled = torch.arange(num_rows) if generator is None else torch.randperm(num_rows, generator=generator)
-        # Even parts rather than a small last batch, whose few images would make noise of the batch statistics.
-        for rows in torch.tensor_split(self._order[shuffled], -(-num_rows // self.batch_size)):
-            yield {name: values[rows] for name, values in self._cache.items()}
-
-    def _fill(self) -> None:
-        parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
-        shard: Any = ray.train.get_dataset_shard(self.name)
-        for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
-            self.beat()
-            for name, values in batch.items():
-                parts[name].append(torch.from_numpy(np.array(values)))
-        self._cache = {name: torch.cat(values) for name, values in parts.items()}
-        # By identity, so that the permutations do not depend on the order of arrival.
-        self._order = self._cache["sample_id"].argsort()

@@ -1,0 +1,126 @@
+"""A training worker's share of a Ray dataset, epoch after epoch: batches of tensors in an order that a seed decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import ray.train
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_WINDOW_BATCHES = 16
+
+
+class Feed:
+    """A worker's share of a dataset.
+
+    Data that fits is decoded once, through Ray Data, and kept as uint8; every epoch is then a fresh permutation of all
+    of it, and the same with the same seed. Larger data is streamed and decoded anew in every epoch, and shuffled in a
+    window.
+
+    Parameters
+    ----------
+    name : str
+        Of the dataset, as Ray Train knows it.
+    batch_size : int
+    num_rows : int
+        Of the share, as planned.
+    beat : callable
+        Called for every batch.
+    is_cached : bool
+        Keep what was decoded.
+    """
+
+    def __init__(self, name: str, batch_size: int, num_rows: int, beat: Callable[[], None], *, is_cached: bool) -> None:
+        self.name, self.batch_size, self.is_cached = name, batch_size, is_cached
+        self.beat = beat
+        self.num_batches = -(-num_rows // batch_size)
+        """Of an epoch. The same on every worker, since an equal split gives all of them as many rows."""
+        self._cache: dict[str, Tensor] | None = None
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def batches(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
+        """One epoch; shuffled, if there is a generator to do it by."""
+        for batch in self._from_cache(generator) if self.is_cached else self._streamed(generator):
+            self.beat()
+            yield batch
+
+    def _streamed(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
+        shard: Any = ray.train.get_dataset_shard(self.name)
+        batches = shard.iter_batches(batch_size=self.batch_size, prefetch_batches=2)
+        if generator is not None:
+            seed = int(torch.randint(2**31, (1,), generator=generator))
+            batches = shuffled_in_window(batches, _WINDOW_BATCHES * self.batch_size, np.random.default_rng(seed))
+        for batch in batches:
+            # What Ray gives is read-only, in its object store.
+            yield {
+                name: torch.from_numpy(values if values.flags.writeable else values.copy())
+                for name, values in batch.items()
+            }
+
+    def _from_cache(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
+        if self._cache is None:
+            self._fill()
+        assert self._cache is not None
+        num_rows = len(self._order)
+        shuffled = torch.arange(num_rows) if generator is None else torch.randperm(num_rows, generator=generator)
+        # Even parts rather than a small last batch, whose few images would make noise of the batch statistics.
+        for rows in torch.tensor_split(self._order[shuffled], -(-num_rows // self.batch_size)):
+            yield {name: values[rows] for name, values in self._cache.items()}
+
+    def _fill(self) -> None:
+        parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
+        shard: Any = ray.train.get_dataset_shard(self.name)
+        for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
+            self.beat()
+            for name, values in batch.items():
+                parts[name].append(torch.from_numpy(np.array(values)))
+        self._cache = {name: torch.cat(values) for name, values in parts.items()}
+        # By identity, so that the permutations do not depend on the order of arrival.
+        self._order = self._cache["sample_id"].argsort()
+
+
+def shuffled_in_window(
+    batches: Iterable[dict[str, NDArray[Any]]], window: int, rng: np.random.Generator
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Shuffle rows that stream by: a window of them is held, and each batch changes places with as many of it.
+
+    Ray Data's local shuffle gathers and copies the window's tables instead, at half again the cost of the step that it
+    feeds (docs/performance.md).
+
+    Parameters
+    ----------
+    batches : iterable of dict of ndarrays
+        All but the last of equal length, at most `window`; not changed.
+    window : int
+        Rows to hold.
+    rng : Generator
+
+    Yields
+    ------
+    dict of ndarrays
+        As many batches as came in, of the same lengths if `window` is a multiple of them; every row once.
+    """
+    held: dict[str, NDArray[Any]] = {}
+    num_held = batch_size = 0
+    for batch in batches:
+        num_rows = len(next(iter(batch.values())))
+        if not held:
+            batch_size = num_rows
+            held = {name: np.empty((window, *values.shape[1:]), values.dtype) for name, values in batch.items()}
+        fresh = min(num_rows, window - num_held)
+        for name, values in batch.items():
+            held[name][num_held : num_held + fresh] = values[:fresh]
+        num_held += fresh
+        if fresh < num_rows:
+            places = rng.choice(window, num_rows - fresh, replace=False)
+            drawn = {name: values[places] for name, values in held.items()}
+            for name, values in batch.items():
+                held[name][places] = values[fresh:]
+            yield drawn
+    order = rng.permutation(num_held)
+    for start in range(0, num_held, max(batch_size, 1)):
+        yield {name: values[order[start : start + batch_size]] for name, values in held.items()}

@@ -1,0 +1,59 @@
+"""The window in which streamed rows are shuffled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from razor_ray.stages.feed import shuffled_in_window
+
+
+def batches(num_rows: int, batch_size: int) -> list[dict[str, np.ndarray]]:
+    ids = np.arange(num_rows)
+    parts = (ids[start : start + batch_size] for start in range(0, num_rows, batch_size))
+    return [{"id": part, "pixels": np.repeat(part[:, None], 3, axis=1).astype(np.uint8)} for part in parts]
+
+
+@given(num_rows=st.integers(0, 200), batch_size=st.integers(1, 20), window=st.integers(1, 8), seed=st.integers(0, 99))
+@settings(max_examples=200, deadline=None)
+def test_every_row_comes_once_with_its_columns(num_rows, batch_size, window, seed):
+    given_batches = batches(num_rows, batch_size)
+    for batch in given_batches:
+        for values in batch.values():
+            values.flags.writeable = False  # as Ray gives them
+    got = list(shuffled_in_window(given_batches, window * batch_size, np.random.default_rng(seed)))
+    ids = np.concatenate([batch["id"] for batch in got]) if got else np.zeros(0, int)
+    assert sorted(ids.tolist()) == list(range(num_rows))
+    assert all((batch["pixels"] == batch["id"][:, None].astype(np.uint8)).all() for batch in got)
+    assert sorted(len(batch["id"]) for batch in got) == sorted(len(batch["id"]) for batch in given_batches)
+
+
+def test_the_order_is_the_seeds():
+    def order(seed: int) -> list[int]:
+        got = shuffled_in_window(batches(1000, 10), 100, np.random.default_rng(seed))
+        return np.concatenate([batch["id"] for batch in got]).tolist()
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+def test_what_is_yielded_is_not_overwritten_later():
+    got = [
+        (batch["id"], batch["id"].copy()) for batch in shuffled_in_window(batches(90, 10), 30, np.random.default_rng(0))
+    ]
+    assert len(got) == 9
+    assert all((ids == as_yielded).all() for ids, as_yielded in got)
+
+
+def test_rows_are_mixed_over_the_whole_window():
+    """A row stays for a time that falls off geometrically: on average as many batches as the window holds."""
+    num_batches, window_batches = 2000, 16
+    got = list(shuffled_in_window(batches(num_batches * 8, 8), window_batches * 8, np.random.default_rng(0)))
+    came, left = np.arange(num_batches * 8) // 8, np.empty(num_batches * 8)
+    for step, batch in enumerate(got):
+        left[batch["id"]] = step + window_batches  # nothing leaves before the window is full
+    stayed = (left - came)[1000:-1000]
+    assert stayed.mean() == pytest.approx(window_batches, rel=0.05)
+    assert stayed.std() == pytest.approx(window_batches, rel=0.1)
