@@ -42,7 +42,8 @@ class Score:
     arch: str = "resnet18"
     """As for `prune --proxy.arch`; jobs.benchmarks.networks:tiny leaves next to nothing but decoding."""
     image_size: int = 224
-    batch_size: int = 128
+    batch_size: int = 32
+    """What the stage chooses on a CPU for images of this size; on a GPU it is 256."""
     shard_rows: int = 128
     """Images of a shard, which makes a piece and a file of scores: the instants that the stage is measured by. More are
     nearer to a real run, fewer give more instants."""
