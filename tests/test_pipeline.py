@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import model, pipeline, schema, weights
+from razor_ray import images, model, pipeline, schema, weights
 from razor_ray.cli import main
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.interrupt import StoppedError
@@ -77,6 +77,7 @@ def test_manifest_reconciles(run):
     assert all(row["kept"] == row["quota"] <= row["num_samples"] for row in manifest["classes"])
     assert sum(manifest["reasons"].values()) == 400
     assert len(manifest["proxy"]["weights_sha256"]) == 64
+    assert manifest["scores"]["decoders"] == images.decoders()
     assert all(seconds > 0 for seconds in manifest["seconds"].values())
 
 
