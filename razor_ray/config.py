@@ -137,7 +137,8 @@ class ScoreConfig:
     """Which score ranks samples inside a class. 'auto': mean_el2n, EL2N averaged over the epochs of the proxy; el2n for
     a proxy that is given."""
     batch_size: int | Auto = "auto"
-    """Images per forward pass; always consecutive rows of one shard. 'auto': 256 on a GPU, 128 on a CPU."""
+    """Images per forward pass; always consecutive rows of one shard. 'auto': 256 on a GPU; on a CPU 128, and 32 of
+    images of more than 64 pixels a side."""
     num_workers: int | Auto = "auto"
     """Copies of the proxy, at the most. 'auto': one for each GPU, or one for each CPU when there is no GPU, of the
     cluster as it is at the start; an autoscaling cluster grows to a number that is given."""

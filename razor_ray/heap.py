@@ -3,6 +3,9 @@
 The C library maps every large block anew and unmaps it when it is freed. A network's activations are such blocks, freed
 in every step, so each step pays a page fault for every 4 KiB of them: a third of the time of ResNet-18 at 224 pixels on
 a virtual machine's CPU (docs/performance.md).
+
+What is kept is the heap of the main thread. Other threads have heaps of at most 64 MiB each, and larger blocks of
+theirs are mapped anew all the same.
 """
 
 from __future__ import annotations
@@ -11,9 +14,14 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_MMAP_MAX_BY_DEFAULT = 65_536
-_TRIM_THRESHOLD_BY_DEFAULT = 128 * 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+_AS_BEFORE = (
+    (_M_MMAP_MAX, 65_536),
+    # glibc raises both by itself, up to these, when large blocks are freed; but no more in a process that was told
+    # anything. Left at where they begin, 128 KiB, every image of some size would be mapped anew from now on.
+    (_M_MMAP_THRESHOLD, 32 * 2**20),
+    (_M_TRIM_THRESHOLD, 64 * 2**20),
+)
 
 
 def keep_freed_memory() -> bool:
@@ -34,11 +42,13 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         if library := _glibc():
-            library.mallopt(_M_MMAP_MAX, _MMAP_MAX_BY_DEFAULT)
-            library.mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BY_DEFAULT)
+            for setting, value in _AS_BEFORE:
+                library.mallopt(setting, value)
             library.malloc_trim(0)
 
 
 def _glibc() -> ctypes.CDLL | None:
     library = ctypes.CDLL(None)
-    return library if hasattr(library, "gnu_get_libc_version") else None
+    # By what is called, too: a stand-in for glibc has its version, but not its allocator.
+    names = ("gnu_get_libc_version", "mallopt", "malloc_trim")
+    return library if all(hasattr(library, name) for name in names) else None

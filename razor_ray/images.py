@@ -118,18 +118,26 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator, *, flip: 
         side += 2 * pad
     offsets = torch.randint(0, side - size + 1, (2, batch), generator=generator)  # (2, B)
     mirrored = torch.rand(batch, generator=generator) < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)  # (B,)
-    if images.device.type == "cpu":
-        # Rows of pixels at a time; gathering pixel by pixel, as below, takes a processor fifteen times as long.
-        crops = torch.empty((batch, size, size, images.shape[3]), dtype=images.dtype)
-        for index, (top, left, is_mirrored) in enumerate(zip(*offsets.tolist(), mirrored.tolist(), strict=True)):
-            crop = images[index, top : top + size, left : left + size]
-            crops[index] = crop.flip(1) if is_mirrored else crop
-        return crops
+    crop = _crop_by_rows if images.device.type == "cpu" else _crop_at_once
+    return crop(images, size, offsets, mirrored)
+
+
+def _crop_by_rows(images: Tensor, size: int, offsets: Tensor, mirrored: Tensor) -> Tensor:
+    """Windows of images (B, H, H, C) at offsets (2, B), for a processor: fifteen times as fast as pixel by pixel."""
+    crops = torch.empty((len(images), size, size, images.shape[3]), dtype=images.dtype)
+    for index, (top, left, is_mirrored) in enumerate(zip(*offsets.tolist(), mirrored.tolist(), strict=True)):
+        crop = images[index, top : top + size, left : left + size]
+        crops[index] = crop.flip(1) if is_mirrored else crop
+    return crops
+
+
+def _crop_at_once(images: Tensor, size: int, offsets: Tensor, mirrored: Tensor) -> Tensor:
+    """The same, for a device that gathers pixels of a whole batch in one call."""
     steps = torch.arange(size)
     top = (offsets[0, :, None] + steps).to(images.device)  # (B, S)
     left = offsets[1, :, None] + steps  # (B, S)
     left = torch.where(mirrored[:, None], left.flip(1), left)
-    index = torch.arange(batch, device=images.device)[:, None, None]  # (B, 1, 1)
+    index = torch.arange(len(images), device=images.device)[:, None, None]  # (B, 1, 1)
     return images[index, top[:, :, None], left.to(images.device)[:, None, :]]
 
 

@@ -20,12 +20,16 @@ SECONDS = 280
 
 def begin(arguments: list[str], log: Path, **faults: str | int) -> subprocess.CompletedProcess[str]:
     """Run `razor-ray` in a process and with a Ray of its own, with faults as `tests/faults` describes them."""
+    return run(*with_faults(arguments, log, **faults), SECONDS)
+
+
+def with_faults(arguments: list[str], log: Path, **faults: str | float) -> tuple[list[str], dict[str, str]]:
+    """The command, and the environment in which it meets the faults."""
     environment = os.environ | {
         "PYTHONPATH": f"{FAULTS}:{REPOSITORY}",
         "FAULTS": json.dumps({"log": str(log)} | faults),
     }
-    command = [sys.executable, "-m", "razor_ray.cli", *arguments]
-    return run(command, environment, SECONDS)
+    return [sys.executable, "-m", "razor_ray.cli", *arguments], environment
 
 
 def run(command: list[str], environment: dict[str, str], seconds: float) -> subprocess.CompletedProcess[str]:

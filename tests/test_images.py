@@ -23,7 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
+from torchvision.transforms.v2 import functional as transforms
 
+from razor_ray import images as module
 from razor_ray.headers import MAX_PIXELS, ImageError, dimensions, network_size
 from razor_ray.images import decode, decode_batch, decoders, normalize, random_crop, stored_size
 
@@ -249,6 +251,18 @@ def test_own_size_needs_no_resize_at_256():
 @pytest.mark.parametrize("size", [4, 8, 64, 65, 96])
 def test_any_shape_fits(shape, size):
     assert decode(encode(plain(size=shape), "PNG"), size).shape == (size, size, 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 61), (61, 90), (533, 400), (40, 200)])
+@pytest.mark.parametrize("size", [32, 72, 224])
+def test_interleaved_channels_are_resized_as_planes_are(height, width, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    planes = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    if size > 64:
+        seen = max(1, round(min(height, width) * 224 / 256))
+        planes = transforms.center_crop(planes, [seen, seen])
+    expected = transforms.resize(planes, [size, size], antialias=True).permute(1, 2, 0)
+    assert_array_equal(decode(encode(Image.fromarray(pixels), "PNG"), size), expected.numpy())
 
 
 def test_a_thin_image_is_not_blown_up():
@@ -574,6 +588,25 @@ def test_every_crop_is_a_window_of_its_own_image(side, size, pad, flip):
         assert 16 <= num_mirrored <= 48  # half of 64, within four standard deviations
     else:
         assert num_mirrored == 0
+
+
+@pytest.mark.parametrize(("side", "size", "pad"), [(8, 8, 1), (16, 16, 2), (12, 8, 0), (9, 8, 0)])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("crop", ["_crop_by_rows", "_crop_at_once"])
+def test_crops_are_what_the_generator_draws_by_rows_and_at_once(side, size, pad, flip, crop, monkeypatch):
+    """Both ways to cut, of which a device takes one, against one image after the other in NumPy."""
+    images, draws = batch_of(9, side), generator(3)
+    monkeypatch.setattr(module, "_crop_by_rows", getattr(module, crop))
+    offsets = torch.randint(0, side + 2 * pad - size + 1, (2, 9), generator=draws).numpy()
+    is_mirrored = (torch.rand(9, generator=draws) < 0.5).numpy() & flip
+    expected = np.empty((9, size, size, 3), np.uint8)
+    for index, (top, left) in enumerate(offsets.T):
+        padded = np.pad(images[index].numpy(), ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
+        window = padded[top : top + size, left : left + size]
+        expected[index] = window[:, ::-1] if is_mirrored[index] else window
+    crops = random_crop(images, size, generator(3), flip=flip)
+    assert_array_equal(crops.numpy(), expected)
+    assert crops.is_contiguous()  # or normalising would not give channels_last
 
 
 def test_crops_are_the_generators():

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -97,6 +98,29 @@ def test_a_job_that_is_killed_half_way_and_submitted_again(ray_session, request_
     assert not (tmp_path / "run/_lease.json").exists()
     assert main(["prune", *request_to_prune, "--output", str(tmp_path / "alone")]) == 0
     assert chaos.result(tmp_path / "run") == chaos.result(tmp_path / "alone")
+
+
+@pytest.mark.timeout(600)
+def test_a_job_whose_driver_is_killed_is_restarted_by_who_follows_it(
+    ray_session, request_to_prune, working_dir, tmp_path, capfd
+):
+    run = tmp_path / "run"
+
+    def kill() -> None:
+        while not (run / "proxy/.commit.json").exists():  # scoring is next
+            time.sleep(0.05)
+        os.kill(json.loads((run / "_lease.json").read_text())["pid"], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    options = ["--address", ray_session, "--working-dir", working_dir, "--max-restarts", "2"]
+    assert main(["prune", *request_to_prune, "--output", str(run), *options]) == 0
+    killer.join(timeout=0)
+    assert not killer.is_alive()
+    shown = capfd.readouterr()
+    assert shown.err.count("restart ") == shown.err.count(" failed") == 1
+    assert "proxy     done before, skipped" in shown.out
+    assert pq.read_table(run / "subset").num_rows == 120
 
 
 def test_no_cluster_there(request_to_prune, tmp_path, capfd):

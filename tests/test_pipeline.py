@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import model, pipeline, schema, weights
+from razor_ray import images, lease, model, pipeline, schema, weights
 from razor_ray.cli import main
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.interrupt import StoppedError
@@ -77,6 +77,7 @@ def test_manifest_reconciles(run):
     assert all(row["kept"] == row["quota"] <= row["num_samples"] for row in manifest["classes"])
     assert sum(manifest["reasons"].values()) == 400
     assert len(manifest["proxy"]["weights_sha256"]) == 64
+    assert manifest["scores"]["decoders"] == images.decoders()
     assert all(seconds > 0 for seconds in manifest["seconds"].values())
 
 
@@ -404,6 +405,15 @@ def test_a_run_on_a_store_without_rename(run, weights_file, tmp_path, monkeypatc
         found = pq.read_table(output / stage).sort_by("sample_id")  # what users read: nothing else is in the folder
         assert found.equals(pq.read_table(run / stage).sort_by("sample_id"))
     assert not (output / "_staging").exists()
+
+
+def test_a_folder_that_another_run_is_writing_is_refused(run, weights_file, tmp_path, capfd):
+    stopped = []
+    with lease.hold(RunStore(str(tmp_path / "out")), stopped.append):
+        assert prune(run.parent / "in", tmp_path / "out", weights_file) == 2
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [lease.LEASE]  # nothing was touched
+    assert "is being written by another run (" in capfd.readouterr().err
+    assert not stopped
 
 
 def test_only_who_holds_the_run_writes_its_rounds(tmp_path):

@@ -270,6 +270,41 @@ def test_a_table_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
 
 
+def test_lists_are_stored_as_they_are_and_the_rest_is_packed(tmp_path):
+    rng = np.random.default_rng(0)
+    numbers = pa.array(rng.normal(size=4000).astype(np.float16))
+    table = pa.table(
+        {
+            "sample_id": np.arange(1000),
+            "key": ["a key that comes again"] * 1000,
+            "reason": pa.array(["hard", "noise"] * 500).dictionary_encode(),
+            "embedding": pa.FixedSizeListArray.from_arrays(numbers, 4),
+            "recall": pa.array([[0.5, 0.25]] * 1000),
+        }
+    )
+    path = tmp_path / "x.parquet"
+    write_table(pafs.LocalFileSystem(), str(path), table)
+    group = pq.read_metadata(path).row_group(0)
+    columns = {group.column(place).path_in_schema: group.column(place) for place in range(group.num_columns)}
+    assert {name: column.compression for name, column in columns.items()} == {
+        "sample_id": "ZSTD",
+        "key": "ZSTD",
+        "reason": "ZSTD",
+        "embedding.list.element": "UNCOMPRESSED",
+        "recall.list.element": "UNCOMPRESSED",
+    }
+    assert {name: column.has_dictionary_page for name, column in columns.items()} == {
+        "sample_id": True,
+        "key": True,
+        "reason": True,
+        "embedding.list.element": False,  # of noise a dictionary holds every value, and the indices besides
+        "recall.list.element": False,
+    }
+    assert 8000 <= columns["embedding.list.element"].total_compressed_size < 9000  # 4,000 of two bytes, and the lists
+    assert columns["key"].total_compressed_size < 200
+    assert pq.read_table(path).equals(table)
+
+
 def test_what_a_killed_worker_left_does_not_spoil_the_stage(store, monkeypatch):
     # A worker is killed while it writes; its successor, another process, writes the part again. Users read the folder.
     folder = store.begin("scores")

@@ -78,6 +78,16 @@ def test_a_tar_by_hand(tmp_path):
     assert read(path, id_column="name")["key"].to_pylist() == ["1", "2"]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "png", "webp", "JPG"])
+@pytest.mark.parametrize("label", [("cls", b"3"), ("json", b'{"label": 3}')], ids=["cls", "json"])
+def test_images_of_each_suffix_with_labels_of_each_kind(tmp_path, suffix, label):
+    members = [(f"1.{suffix}", image(1)), (f"1.{label[0]}", label[1]), (f"2.{label[0]}", label[1]), ("2.png", image(2))]
+    table = read(write_tar(tmp_path / "a.tar", members))
+    assert table["image"].to_pylist() == [image(1), image(2)]
+    assert table["label"].to_pylist() == ["3", "3"]
+    assert table["problem"].null_count == 2
+
+
 @pytest.mark.parametrize(
     ("label_column", "labels"),
     [("label", ["7", "cat", "cat"]), ("fine", ["1", "2", None]), ("other", ["x", None, None])],

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from jobs.benchmarks.contenders import Setup
 from jobs.benchmarks.measure import Measured, format_table, in_own_process, interleaved, median, num_cpus
 from jobs.benchmarks.scoring import prepared, read_images, write_images
-from razor_ray import images, model, training
+from razor_ray import heap, images, model, training
 from razor_ray.config import InputConfig, ModelConfig, TrainConfig
 
 Epochs = list[tuple[int, float]]
@@ -97,6 +97,7 @@ def data_loader(setup: Setup, epochs: int) -> Epochs:
     """The same steps from a DataLoader that shuffles, with as many workers as CPUs."""
     config = _config(setup, "none", epochs, 0.0)
     torch.set_num_threads(num_cpus())
+    heap.keep_freed_memory()  # as a training on Ray does
     network = model.build(setup.arch, setup.num_classes).to(memory_format=torch.channels_last)
     device = torch.device(setup.device)
     trainer = training.Trainer(

@@ -124,7 +124,7 @@ def _sample_class(
 ) -> pa.Table:
     sample_id, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()  # (n,), n
     loss = table["loss"].to_numpy()  # (n,)
-    values = table["embedding"].combine_chunks()  # of one chunk: no copy
+    (values,) = table["embedding"].chunks  # that `take` gave; combining would copy even one
     embedding = values.flatten().to_numpy().reshape(len(values), -1)  # (n, D)
     hardness = table[hardness_name].to_numpy()  # (n,)
     chosen = sampling.sample_class(

@@ -402,8 +402,9 @@ def _resources(config: ScoreConfig, device: str, image_size: int) -> Resources:
     if not gpus:
         # One machine does not grow; a cluster may, up to the number of workers that was asked for.
         return Resources(min(workers, cpus) if runtime.is_private() else workers, 1.0, 0.0, batch_size, precision)
-    # More workers than GPUs share them evenly; GPUs that an autoscaler has yet to bring are not shared.
-    share = min(1.0, gpus / workers) if runtime.num_gpus() else 1.0
+    # More workers than GPUs share them, as many to each, since no actor has parts of two; GPUs that an autoscaler has
+    # yet to bring are not shared.
+    share = 1 / -(-workers // gpus) if runtime.num_gpus() else 1.0
     return Resources(workers, 1.0, share, batch_size, precision)
 
 

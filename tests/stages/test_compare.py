@@ -10,6 +10,7 @@ import torch
 
 from razor_ray import model, weights
 from razor_ray.cli import main
+from razor_ray.config import CompareConfig
 from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples
 from razor_ray.stages import compare as comparing
@@ -77,6 +78,19 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     assert steps["num_steps"] == rows["all", 1.0, 0]["num_steps"]
     assert main([*arguments, "--epochs", "3"]) == 2
     assert "epochs: 3 here, 2 there" in capfd.readouterr().err
+
+
+def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):
+    calls = []
+    monkeypatch.setattr(comparing.training, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(comparing.runtime, "run_tasks", lambda _, given, **options: calls.extend(given) or iter(()))
+    cells = comparing.cells(CompareConfig(run="run", output="out", methods=("random",)))
+    for asked, chosen in (("auto", "bf16"), ("float32", "float32")):
+        calls.clear()
+        config = CompareConfig(run="run", output="out", precision=asked)
+        assert not list(comparing._train_cells(config, cells, None))  # type: ignore[arg-type]
+        assert len(calls) == len(cells) > 1
+        assert {given.precision for _, given, _, _ in calls} == {chosen}
 
 
 def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):

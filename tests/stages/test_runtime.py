@@ -7,7 +7,7 @@ import ray
 from razor_ray.config import ScoreConfig
 from razor_ray.stages import runtime
 from razor_ray.stages.exchange import even_partitions
-from razor_ray.stages.score import _resources
+from razor_ray.stages.score import _resources, _room
 from razor_ray.stages.train import _cpus_per_worker
 
 GIVEN = {"CPU": 8.0, "GPU": 2.0}
@@ -41,21 +41,34 @@ def test_cuda_is_brought_by_an_autoscaler_but_not_to_one_machine(cluster):
 
 def test_actors_on_gpus(cluster):
     cluster(GIVEN)
-    found = _resources(ScoreConfig(), "auto")
+    found = _resources(ScoreConfig(), "auto", 224)
     assert (found.num_workers, found.num_gpus, found.batch_size, found.precision) == (2, 1.0, 256, "bf16")
-    assert _resources(ScoreConfig(num_workers=4), "auto").num_gpus == 0.5  # two to a GPU
+    assert _resources(ScoreConfig(num_workers=1), "auto", 224).num_gpus == 1.0
+    assert _resources(ScoreConfig(num_workers=4), "auto", 224).num_gpus == 0.5  # two to a GPU
+    assert _resources(ScoreConfig(num_workers=3), "auto", 224).num_gpus == 0.5  # of 2/3 the third would find no GPU
     cluster({"CPU": 8.0})
-    assert _resources(ScoreConfig(num_workers=4), "cuda").num_gpus == 1.0  # to come, and not to be shared
+    assert _resources(ScoreConfig(num_workers=4), "cuda", 224).num_gpus == 1.0  # to come, and not to be shared
 
 
 def test_actors_on_cpus(cluster):
     cluster({"CPU": 8.0})
-    found = _resources(ScoreConfig(), "auto")
+    found = _resources(ScoreConfig(), "auto", 32)
     assert (found.num_workers, found.num_cpus, found.num_gpus, found.precision) == (8, 1.0, 0.0, "float32")
-    assert _resources(ScoreConfig(num_workers=100), "auto").num_workers == 100  # an autoscaler may bring them
-    assert _resources(ScoreConfig(), "cpu").batch_size == 128
+    assert _resources(ScoreConfig(num_workers=100), "auto", 32).num_workers == 100  # an autoscaler may bring them
+    assert [_resources(ScoreConfig(), "cpu", size).batch_size for size in (32, 64, 65, 224)] == [128, 128, 32, 32]
+    assert _resources(ScoreConfig(batch_size=7), "cpu", 224).batch_size == 7
     cluster({"CPU": 8.0}, is_private=True)
-    assert _resources(ScoreConfig(num_workers=100), "auto").num_workers == 8  # one machine does not grow
+    assert _resources(ScoreConfig(num_workers=100), "auto", 32).num_workers == 8  # one machine does not grow
+
+
+def test_actors_that_begin_together_find_room(cluster):
+    cluster(GIVEN)
+    assert _room(_resources(ScoreConfig(), "cpu", 32)) == 8
+    assert [_room(_resources(ScoreConfig(num_workers=number), "auto", 32)) for number in (1, 2, 3, 4)] == [2, 2, 4, 4]
+    cluster({"CPU": 3.0, "GPU": 4.0})
+    assert _room(_resources(ScoreConfig(), "auto", 32)) == 3  # each takes a CPU too
+    cluster({"CPU": 1.0})
+    assert _room(_resources(ScoreConfig(num_workers=4), "cuda", 32)) == 1  # the GPUs are yet to come
 
 
 @pytest.mark.parametrize(("cpus", "workers"), [(1, 1), (2, 1), (2, 2), (4, 2), (8, 7), (8, 16)])

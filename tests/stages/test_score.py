@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +13,10 @@ import torch
 
 from razor_ray import hardness, images, model, schema
 from razor_ray.config import InputConfig, ScoreConfig
+from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import ingest
+from razor_ray.stages import ingest, runtime
 from razor_ray.stages import score as scoring
 from razor_ray.stages.score import QuarantineError, Resources, Scorer, check_quarantine, proxy_in_store, score
 from tests.conftest import png, write_shards
@@ -51,9 +53,11 @@ def scored_here(folder, path, *, batch_size=32, **settings):
     resources = Resources(1, 1.0, 0.0, batch_size, "float32")
     threads, cpus, io_threads = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
     try:
-        scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders, "0")
-        for piece in catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size):
-            scorer.score_piece(piece)
+        with freed_memory_kept():  # as the actor has it for its life; here other tests follow
+            scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders, "0")
+            assert (torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()) == (1, 1, 2)
+            for piece in catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size):
+                scorer.score_piece(piece)
     finally:
         torch.set_num_threads(threads)
         pa.set_cpu_count(cpus)
@@ -90,6 +94,32 @@ def test_bit_identical_at_one_and_two_actors(tmp_path, digits):
     assert store.commit_facts("scores")["decoders"] == images.decoders()  # and so in the manifest
 
 
+@pytest.mark.parametrize(
+    ("workers", "num_pieces", "cpus", "sizes"),
+    [(8, 20, 8, (1, 8, 8)), (8, 20, 3, (1, 3, 8)), (8, 5, 8, (1, 5, 5)), (100, 200, 8, (1, 8, 100))],
+)
+def test_the_pool_is_bounded_and_declares_what_it_takes(monkeypatch, workers, num_pieces, cpus, sizes):
+    asked = {}
+
+    def map_batches(function, **options):
+        asked.update(options, function=function)
+        return SimpleNamespace(iter_rows=lambda: iter([]))
+
+    monkeypatch.setattr(ingest, "dataset", lambda pieces: SimpleNamespace(map_batches=map_batches))
+    monkeypatch.setattr(runtime, "num_cpus", lambda: cpus)
+    monkeypatch.setattr(runtime, "memory_per_cpu", lambda: 2**30)
+    resources = Resources(workers, 1.0, 0.0, 32, "float32")
+    store = SimpleNamespace(filesystem=None)
+    assert not list(scoring._score_pieces([None] * num_pieces, None, None, resources, store, {}, "0"))  # type: ignore[list-item,arg-type]
+    pool = asked["compute"]
+    assert (pool.min_size, pool.initial_size, pool.max_size) == sizes
+    assert pool.max_tasks_in_flight_per_actor == 2  # one is scored, the next is there
+    # One call at a time, and in the main thread: make_callable_class_single_threaded would put it into another.
+    assert pool.max_concurrent_calls_per_actor is None and pool.enable_true_multi_threading
+    assert (asked["function"], asked["batch_size"]) == (Scorer, 1)
+    assert (asked["num_cpus"], asked["num_gpus"], asked["memory"]) == (1.0, None, int(0.8 * 2**30))
+
+
 def test_id_column_names_the_samples(tmp_path, digits):
     table = scored_here(tmp_path / "run", write_shards(digits, tmp_path / "in", 2), id_column="name")
     assert table["key"].to_pylist() == digits["name"].to_pylist()
@@ -119,6 +149,26 @@ def test_bad_images_and_labels_are_quarantined_and_no_other_changes(tmp_path, di
     clean = scored_here(tmp_path / "clean", write_shards(digits, tmp_path / "in", 2), class_names=names)
     usable = np.isin(clean["sample_id"].to_numpy(), table["sample_id"].to_numpy())
     assert table.equals(clean.filter(pa.array(usable)))  # a bad row moves no other: the same bits
+
+
+def test_a_poisoned_shard_costs_no_sample_of_the_others(tmp_path, digits):
+    """The images' pages of a whole shard are overwritten; its footer and its labels are sound."""
+    clean = scored_here(tmp_path / "clean", write_shards(digits, tmp_path / "in", 4))
+    path = write_shards(digits, tmp_path / "poisoned", 4) / "train-00001.parquet"
+    content = bytearray(path.read_bytes())
+    metadata = pq.read_metadata(path)
+    for group in range(metadata.num_row_groups):
+        column = metadata.row_group(group).column(0)
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    store, table = scored(tmp_path / "run", path.parent, max_quarantine_fraction=0.3)
+    quarantine = store.read("quarantine")
+    assert quarantine.num_rows == 100
+    assert set(quarantine["path"].to_pylist()) == {"train-00001.parquet"}
+    assert set(quarantine["reason"].to_pylist()) == {"the shard is damaged here"}
+    is_other = schema.shard_ids(clean["sample_id"].to_numpy()) != 1
+    assert table.equals(clean.filter(pa.array(is_other)))
 
 
 @pytest.fixture(params=["local", "without rename"])

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from ray.data import DataContext
 
 from razor_ray.interrupt import StoppedError, interruptible
 from razor_ray.progress import stage
@@ -38,4 +39,5 @@ def test_slow_is_not_stalled():
         for _ in range(12):  # in all more than the watchdog waits
             time.sleep(0.5)
             progress.advance(1)
+        assert DataContext.get_current().execution_no_progress_timeout_s == 65.0  # Ray Data's own, behind ours
     assert progress.done == 12
