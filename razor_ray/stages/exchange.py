@@ -19,6 +19,7 @@ import ray
 from numpy.typing import NDArray
 
 from razor_ray import schema
+from razor_ray.heap import freed_memory_kept
 from razor_ray.stages import runtime
 
 _FILES_PER_TASK, _NARROW_FILES_PER_TASK = 16, 128
@@ -105,6 +106,7 @@ def _scatter(
     return [[parts[index] for parts in split_files] for index in range(num_partitions)]
 
 
+@freed_memory_kept()
 def _split_by_label(
     files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
 ) -> list[pa.Table] | pa.Table:
@@ -112,6 +114,7 @@ def _split_by_label(
     return _split(table, partition[table["label"].to_numpy()], num_partitions)
 
 
+@freed_memory_kept()
 def _split_by_shard(
     files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
 ) -> list[pa.Table] | pa.Table:
@@ -119,6 +122,7 @@ def _split_by_shard(
     return _split(table, partition[schema.shard_ids(table["sample_id"].to_numpy())], num_partitions)
 
 
+@freed_memory_kept()
 def _split_kept_by_shard(
     files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
 ) -> list[pa.Table] | pa.Table:
