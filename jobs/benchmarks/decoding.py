@@ -91,7 +91,9 @@ def _seen(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _fit(pixels: torch.Tensor, size: int) -> NDArray[np.uint8]:
-    return transforms.resize(_seen(pixels, size), [size, size], antialias=True).permute(1, 2, 0).numpy()
+    # Interleaved, as razor_ray.images does it: what is compared is the decoding.
+    dense = _seen(pixels, size)[None].contiguous(memory_format=torch.channels_last)
+    return transforms.resize(dense, [size, size], antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def _by_torchvision(encoded: bytes, size: int) -> NDArray[np.uint8]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jobs.benchmarks.measure import format_table, gib, growth_exponent, in_own_process, num_cpus
-from razor_ray import schema, weights
+from razor_ray import heap, schema, weights
 from razor_ray.apportion import apportion
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.progress import say
@@ -172,6 +172,7 @@ def select_on_ray(path: str, num_classes: int, keep_fraction: float) -> dict[str
 
 def select_in_memory(path: str, num_classes: int, keep_fraction: float) -> dict[str, Any]:
     """`razor_ray.selection.gamma_razor` on all scores in this process, with as many threads as its libraries start."""
+    heap.keep_freed_memory()  # as the tasks on Ray do
     store = RunStore(path)
     started = time.perf_counter()
     names = ["sample_id", "label", "loss", "margin", "el2n", "correct", "embedding"]

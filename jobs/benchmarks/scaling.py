@@ -24,7 +24,7 @@ class Scale:
     """Parquet with `image` and an integer `label`, in a local file system; its shards are repeated as they are."""
     arch: str = "jobs.benchmarks.networks:tiny"
     image_size: int = 224
-    batch_size: int = 128
+    batch_size: int = 32
     multiples: tuple[int, ...] = (1, 4, 16)
     """How often the input is repeated; the first two tell what a size costs, the last is compared with them."""
     repeats: int = 1
