@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ def test_a_run_that_is_stopped_three_times_ends_the_same(tmp_path, digits):
     command = ["prune", "--input", str(path), *options, "--output"]
     ended = chaos.begin([*command, str(tmp_path / "whole")], tmp_path / "log")
     assert ended.returncode == 0, ended.stderr
+    assert_told(ended, tmp_path / "whole")
     steps = chaos.steps(tmp_path / "log")
     random_source = random.Random(0)
     logs = []
@@ -42,6 +45,16 @@ def test_a_run_that_is_stopped_three_times_ends_the_same(tmp_path, digits):
     scored = [line for log in logs for line in chaos.scored(log)]
     assert len(scored) >= len(set(scored)) == 6
     assert len(scored) - len(set(scored)) <= 2 * len(logs[:-1])
+
+
+def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:
+    """A person reads the stages and at last where the result is, and nothing that Ray has to say."""
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    finished = [line.split()[0] for line in lines if "/s, " not in line]  # the rest is of a stage that is under way
+    assert finished == ["catalog", "proxy", "score", "weigh", "sample", "subset", "cost", "done"], ended.stderr
+    assert {line.split()[0] for line in lines} == set(finished)
+    assert lines[-1] == f"done      119 of 400 samples in {run}/subset"
 
 
 @pytest.mark.parametrize(("nth", "fault", "status"), [(2, "kill", -9), (4, "kill", 0), (2, "full", 1)])
