@@ -53,6 +53,8 @@ class ClusterOptions:
             raise ValueError("max_restarts is for a job that is submitted: name the cluster with --address.")
 
 
+_MAY_BE_IN_CONFIG = "What is marked as required may come from --config instead."
+
 _REFUSED = 2
 """Exit status of a request that cannot be met, however often it is made."""
 
@@ -147,7 +149,7 @@ def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOption
             command = tyro.cli(
                 kind_of_command,
                 prog=f"razor-ray {verb}",
-                description=kind.__doc__,
+                description=f"{kind.__doc__} {_MAY_BE_IN_CONFIG}",
                 args=rest,
                 **defaults,
             )

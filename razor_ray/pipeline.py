@@ -27,6 +27,8 @@ from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
 _ROUNDS = "_rounds"
+_ON_TERMINAL = {"scores": "score", "weights": "weigh", "selection": "sample", "subset-tars": "tars"}
+"""Stages whose folder is called by what it holds, and whose progress by what is done."""
 
 
 def prune(config: PruneConfig) -> dict[str, Any]:
@@ -178,7 +180,7 @@ class _Stages:
 
     def once(self, name: str, run: Callable[[], None]) -> None:
         if self.store.is_done(name):
-            say(f"{name:<10}done before, skipped")
+            say(f"{_ON_TERMINAL.get(name, name):<10}done before, skipped")
             return
         counters, started = runtime.energy_counters(), time.perf_counter()
         run()

@@ -124,6 +124,18 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def size_in_words(num_bytes: int) -> str:
+    """Bytes as a person reads them.
+
+    >>> [size_in_words(number) for number in (0, 1023, 1024, 51_300, 14_155_776, 3 * 2**40)]
+    ['0 bytes', '1,023 bytes', '1.0 KiB', '50.1 KiB', '13.5 MiB', '3,072.0 GiB']
+    """
+    if num_bytes < 2**10:
+        return f"{num_bytes:,} bytes"
+    power = next((power for power in (1, 2) if num_bytes < 2 ** (10 * (power + 1))), 3)
+    return f"{num_bytes / 2 ** (10 * power):,.1f} {' KMG'[power]}iB"
+
+
 def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 

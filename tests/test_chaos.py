@@ -28,6 +28,7 @@ def test_a_run_that_is_stopped_three_times_ends_the_same(tmp_path, digits):
     command = ["prune", "--input", str(path), *options, "--output"]
     ended = chaos.begin([*command, str(tmp_path / "whole")], tmp_path / "log")
     assert ended.returncode == 0, ended.stderr
+    assert_told(ended, tmp_path / "whole")
     steps = chaos.steps(tmp_path / "log")
     random_source = random.Random(0)
     logs = []
@@ -65,7 +66,14 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path,
         for request, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             command, environment = chaos.with_faults(arguments, tmp_path / "log", slow=1.0)
             environment["RAY_TMPDIR"] = short
-            started = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+            started = subprocess.Popen(
+                command,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                # A shell's background job ignores Ctrl-C, and what it starts would too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
             while len(finished := list((run / "_staging" / "scores").glob("part-*"))) <= num_finished:
                 assert started.poll() is None, started.communicate()[1]
                 time.sleep(0.05)
@@ -94,6 +102,16 @@ def processes_of(folder: str) -> list[str]:
         with contextlib.suppress(OSError):  # it has ended meanwhile
             found.append(file.read_text(errors="replace"))
     return [line for line in found if folder in line]
+
+
+def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:
+    """A person reads the stages and at last where the result is, and nothing that Ray has to say."""
+    assert ended.stdout == ""
+    lines = ended.stderr.splitlines()
+    finished = [line.split()[0] for line in lines if "/s, " not in line]  # the rest is of a stage that is under way
+    assert finished == ["catalog", "proxy", "score", "weigh", "sample", "subset", "cost", "done"], ended.stderr
+    assert {line.split()[0] for line in lines} == set(finished)
+    assert lines[-1] == f"done      119 of 400 samples in {run}/subset"
 
 
 @pytest.mark.parametrize(("nth", "fault", "status"), [(2, "kill", -9), (4, "kill", 0), (2, "full", 1)])

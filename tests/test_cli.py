@@ -62,6 +62,14 @@ def test_verbs_and_help(arguments, status, out, err, capsys):
     assert bool(shown.err) == bool(err)
 
 
+@pytest.mark.parametrize("verb", ["prune", "train", "compare"])
+def test_help_tells_what_else_gives_a_required_option(verb, capsys):
+    assert status_of([verb, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(required)" in shown
+    assert "What is marked as required may come from --config instead." in shown
+
+
 def test_help_loads_neither_ray_nor_torch():
     code = (
         "import sys, contextlib\n"

@@ -171,6 +171,13 @@ def test_a_wrong_cluster_is_noticed(config, path, value, problem):
     assert any(found.startswith(problem) for found in problems_of(_changed(config, path, value)))
 
 
+def test_the_constraints_name_no_index_no_host_and_no_local_build():
+    # 'torch==2.15.0+cpu', an option or a URL would tie the installation to one place.
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.]+", line) and not line.startswith("#")] == []
+    assert not [line for line in lines if "://" in line]
+
+
 def test_every_direct_dependency_is_pinned_within_its_bounds():
     lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
     wrong = [

@@ -108,11 +108,14 @@ def test_the_subset_as_tars_and_as_a_list(runs, digits):
     assert json.loads((run / "subset-tars" / "class_names.json").read_text()) == [str(label) for label in range(10)]
 
 
-def test_tars_may_be_asked_for_of_a_finished_run(runs, weights_file):
+def test_tars_and_a_list_may_be_asked_for_of_a_finished_run(runs, weights_file, capfd):
     run, tars = runs / "parquet", runs / "parquet" / "subset-tars"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
-    options = ["--input.id-column", "name", "--subset.webdataset"]
+    options = ["--input.id-column", "name", "--subset.webdataset", "--subset.ids"]
     assert prune(runs / "in-parquet", run, weights_file, *options) == 0
+    shown = capfd.readouterr().err.splitlines()
+    assert [line for line in shown if line.startswith("tars ") and line.endswith(f"2 tars in {tars}")]
+    assert [line for line in shown if line.startswith("ids       120 keys") and line.endswith(f"{run}/subset_ids.txt")]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
     contents = [path.read_bytes() for path in sorted(tars.glob("*.tar"))]
     others = [path.read_bytes() for path in sorted((runs / "webdataset" / "subset-tars").glob("*.tar"))]

@@ -51,11 +51,19 @@ def test_ctrl_c_is_ctrl_c():
         raise KeyboardInterrupt
 
 
-def test_too_late_is_no_error():
-    with interruptible() as stop:
-        pass
-    stop(StoppedError("late"))
-    time.sleep(0.05)
+def test_too_late_interrupts_nothing():
+    came = []
+    earlier = signal.signal(signal.SIGUSR2, lambda *_: came.append("late"))
+    try:
+        with interruptible() as stop:
+            pass
+        stop(StoppedError("late"))
+        time.sleep(0.1)
+        assert not came
+        signal.raise_signal(signal.SIGUSR2)  # it would have been seen
+        assert came == ["late"]
+    finally:
+        signal.signal(signal.SIGUSR2, earlier)
 
 
 def test_outside_the_main_thread_it_ends_with_the_reason():

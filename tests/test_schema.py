@@ -54,6 +54,35 @@ def test_identities_out_of_range(shard, first, num):
         schema.sample_ids(shard, first, num)
 
 
+def test_the_columns_that_users_read_by_hand():
+    """The contract of a run's folder: of what ARCHITECTURE and README promise no name and no type moves unseen."""
+    f32, f64 = "float", "double"
+    assert columns(schema.CATALOG)[:4] == [
+        *("shard_id int32", "path string", "num_bytes int64", "fingerprint string"),
+    ]
+    assert columns(schema.scores(512)) == [
+        *("sample_id int64", "key string", "label int32", f"loss {f32}", f"el2n {f32}", f"margin {f32}"),
+        *(f"entropy {f32}", "correct bool", "embedding fixed_size_list<item: halffloat>[512]"),
+    ]
+    assert columns(schema.QUARANTINE) == ["sample_id int64", "path string", "row int64", "reason string"]
+    assert columns(schema.WEIGHTS) == [
+        *("label int32", "class_name string", "num_samples int64", f"num_effective {f64}", f"class_weight {f64}"),
+        "quota int64",
+    ]
+    assert columns(schema.SELECTION) == [
+        *("sample_id int64", "key string", "label int32", f"hardness {f32}", "cluster int32", f"ispl_weight {f32}"),
+        *("keep bool", "rank int64", "reason dictionary<values=string, indices=int8, ordered=0>"),
+    ]
+    assert columns(schema.SUBSET) == [
+        *("sample_id int64", "key string", "image struct<bytes: binary, path: string>", "label int64"),
+        f"weight {f32}",
+    ]
+
+
+def columns(table: pa.Schema) -> list[str]:
+    return [f"{field.name} {field.type}" for field in table]
+
+
 def score_table(size: int = 3, num_rows: int = 4) -> pa.Table:
     values = np.arange(size * num_rows, dtype=np.float16) / 7
     arrays = [

@@ -6,7 +6,7 @@ On request also subset-tars/, the same as WebDataset, and subset_ids.txt; both a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from razor_ray import labels, schema, sources, webdataset_shards, webdataset_writer
-from razor_ray.progress import stage
+from razor_ray.progress import size_in_words, stage
 from razor_ray.run_store import RunStore, aside, write_file
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.catalog import Catalog
@@ -54,7 +54,7 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
         num_bytes = 0
         for _, found in runtime.run_tasks(_write_shards, calls, name="write subset"):
             num_bytes += found["num_bytes"]
-            progress.advance(found["num_rows"], f"{num_bytes / 2**20:,.1f} MiB")
+            progress.advance(found["num_rows"], size_in_words(num_bytes))
     assert progress.done == facts["num_kept"], "the subset holds other samples than the selection keeps"
     store.commit("subset", {"num_samples": progress.done, "num_bytes": num_bytes})
 
@@ -73,6 +73,7 @@ def write_tars(class_names: Sequence[str], store: RunStore) -> None:
         for _, counts in runtime.run_tasks(webdataset_writer.write_tars, calls, name="write tars"):
             num_tars += len(counts)
             progress.advance(sum(counts), f"{num_tars:,} tars")
+        progress.note = f"{num_tars:,} tars in {store.path('subset-tars')}"
     assert progress.done == num_samples, "the tars hold other samples than the subset"
     store.commit("subset-tars", {"num_samples": num_samples, "num_tars": num_tars})
 
@@ -82,13 +83,22 @@ def write_ids(store: RunStore) -> None:
 
     A line break inside a key is written as \n.
     """
-    path = store.path(IDS)
-    with aside(store.filesystem, path) as target, store.filesystem.open_output_stream(target) as stream:
-        for part in store.files("subset"):
-            with pq.ParquetFile(part, filesystem=store.filesystem) as file:
-                for batch in file.iter_batches(columns=["key"]):
-                    keys = [key.replace("\r", "\\r").replace("\n", "\\n") for key in batch.column(0).to_pylist()]
-                    stream.write("".join(f"{key}\n" for key in keys).encode())
+    with stage("ids", store.commit_facts("subset")["num_samples"], "keys") as progress:
+        path = store.path(IDS)
+        with aside(store.filesystem, path) as target, store.filesystem.open_output_stream(target) as stream:
+            for keys in _kept_keys(store):
+                lines = [key.replace("\r", "\\r").replace("\n", "\\n") for key in keys]
+                stream.write("".join(f"{line}\n" for line in lines).encode())
+                progress.advance(len(keys))
+        progress.note = path
+
+
+def _kept_keys(store: RunStore) -> Iterator[list[str]]:
+    """Keys of the committed subset in the order of the input, some at a time."""
+    for part in store.files("subset"):
+        with pq.ParquetFile(part, filesystem=store.filesystem) as file:
+            for batch in file.iter_batches(columns=["key"]):
+                yield batch.column(0).to_pylist()
 
 
 def _write_shards(

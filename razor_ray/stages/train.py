@@ -322,35 +322,43 @@ def _dataset(
 
 @contextmanager
 def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[None]:
-    """Show a training's progress from its metrics.jsonl: Ray Train runs callbacks in a process without a terminal."""
+    """Show a training's progress by what its workers write: Ray Train calls back in a process without a terminal."""
     ended = threading.Event()
-
-    def follow(progress: Progress) -> None:
-        shown, beat = 0, None
-        while True:
-            is_last = ended.wait(1.0)
-            # A store that does not answer for a moment must not end this: without it the run would seem to stand still.
-            with suppress(OSError):
-                lines = read_metrics(store, folder)
-                for line in lines[shown:]:
-                    accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
-                    note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
-                    progress.advance(line["num_samples"], note)
-                shown = len(lines)
-                if (found := store.read_json(f"{folder}/{_BEAT}")) != beat:
-                    beat = found
-                    sign_of_life()
-            if is_last:
-                return
-
     with stage(title, task.last_epoch * task.num_samples) as progress:
-        thread = threading.Thread(target=follow, args=(progress,), daemon=True)
-        thread.start()
+        before = read_metrics(store, folder)
+        progress.skip(sum(line["num_samples"] for line in before))
+        follow = threading.Thread(target=_follow, args=(progress, ended, task, store, folder, len(before)), daemon=True)
+        follow.start()
         try:
             yield
         finally:
             ended.set()
-            thread.join()
+            follow.join()
+
+
+def _follow(
+    progress: Progress, ended: threading.Event, task: Task, store: RunStore, folder: str, num_epochs: int
+) -> None:
+    """Show the epochs from `num_epochs` on as they end, and of the one under way what the last beat tells."""
+    finished, beat = progress.done, None
+    while True:
+        is_last = ended.wait(1.0)
+        # A store that does not answer for a moment must not end this: without it the run would seem to stand still.
+        with suppress(OSError):
+            for line in read_metrics(store, folder)[num_epochs:]:
+                num_epochs += 1
+                finished += line["num_samples"]
+                accuracy = f", accuracy {line['accuracy']:.1%}" if "accuracy" in line else ""
+                note = f"epoch {line['epoch']} of {task.config.epochs}, loss {line['train_loss']:.3f}{accuracy}"
+                progress.advance(finished - progress.done, note)
+            if (found := store.read_json(f"{folder}/{_BEAT}")) is not None and found != beat:
+                beat = found
+                sign_of_life()
+                of_epoch = found["num_samples"] if found.get("epoch") == num_epochs + 1 else 0
+                if (ahead := finished + of_epoch - progress.done) > 0:
+                    progress.advance(ahead, f"epoch {num_epochs + 1} of {task.config.epochs}")
+        if is_last:
+            return
 
 
 def _train_worker(arguments: dict[str, Any]) -> None:
@@ -391,6 +399,8 @@ class _Worker:
         )
         self.generator = torch.Generator()
         self.last_beat = 0.0
+        self.num_seen = 0
+        """Samples of the epoch under way that this worker has trained on."""
         rows = task.num_samples // task.num_workers
         self.train_feed = Feed("train", task.batch_size, rows, self._beat, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
@@ -423,6 +433,7 @@ class _Worker:
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
         self.network.train()
+        self.num_seen = 0
         # Sum of losses, steps, rows, rows without a usable image.
         totals = torch.zeros(4, dtype=torch.float64)
         num_batches = self.train_feed.num_batches
@@ -432,6 +443,7 @@ class _Worker:
             loss, logits = self.trainer.step(batch["pixels"], labels, batch["weight"], progress, self.generator)
             if self.task.with_dynamics:
                 self.observed.append(_observe(batch["sample_id"], labels.to(self.device), logits))
+            self.num_seen += len(labels)
             totals += torch.tensor([loss, 1, len(labels), int((labels < 0).sum())], dtype=torch.float64)
         totals = self._sum_over_workers(totals)
         seconds = time.perf_counter() - started
@@ -464,11 +476,14 @@ class _Worker:
         }
 
     def _beat(self) -> None:
-        """Let the driver know that this goes on: an epoch may take hours, and its line comes at the end."""
+        """Let the driver know how far this is: an epoch may take hours, and its line comes at the end."""
         now = time.monotonic()
         if self.rank == 0 and now - self.last_beat >= _BEAT_SECONDS:
             self.last_beat = now
-            write_file(self.task.filesystem, f"{self.task.folder}/{_BEAT}", json.dumps({"at": now}).encode())
+            # All workers have as much to do and wait for each other at every step.
+            seen = self.num_seen * self.task.num_workers
+            beat = {"at": now, "epoch": len(self.lines) + 1, "num_samples": seen}
+            write_file(self.task.filesystem, f"{self.task.folder}/{_BEAT}", json.dumps(beat).encode())
 
     def _sum_over_workers(self, values: Tensor) -> Tensor:
         if self.task.num_workers == 1:

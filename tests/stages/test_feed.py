@@ -17,7 +17,7 @@ def batches(num_rows: int, batch_size: int) -> list[dict[str, np.ndarray]]:
 
 
 @given(num_rows=st.integers(0, 200), batch_size=st.integers(1, 20), window=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None, derandomize=True, max_examples=200)
 def test_every_row_comes_once_with_its_columns(num_rows, batch_size, window, seed):
     given_batches = batches(num_rows, batch_size)
     for batch in given_batches:

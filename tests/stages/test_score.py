@@ -6,19 +6,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from razor_ray import hardness, images, model, schema
-from razor_ray.config import InputConfig, ScoreConfig
+from razor_ray.config import InputConfig, PruneConfig, ScoreConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import ingest, runtime
+from razor_ray.stages import ingest, runtime, weigh
 from razor_ray.stages import score as scoring
+from razor_ray.stages.sample import sample
 from razor_ray.stages.score import QuarantineError, Resources, Scorer, check_quarantine, proxy_in_store, score
+from razor_ray.stages.subset import write_subset
 from tests.conftest import png, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -43,9 +46,9 @@ def scored(folder, path, *, num_workers=1, batch_size=32, max_quarantine_fractio
     return store, schema.check(table, schema.scores(128), "scores")
 
 
-def scored_here(folder, path, *, batch_size=32, **settings):
+def scored_here(folder, path, *, batch_size=32, chosen=slice(None), **settings):
     """The same by an actor's class in this process, which need not load torch anew: for what an actor does with a
-    piece, where pieces go to is not looked at. Scores by sample id."""
+    piece, where pieces go to is not looked at; `chosen` says which, and in which order. Scores by sample id."""
     store = RunStore(str(folder))
     put_proxy(store)
     catalog = catalogs.build(InputConfig(path=str(path), **settings))
@@ -56,13 +59,14 @@ def scored_here(folder, path, *, batch_size=32, **settings):
         with freed_memory_kept():  # as the actor has it for its life; here other tests follow
             scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders, "0")
             assert (torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()) == (1, 1, 2)
-            for piece in catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size):
+            pieces = catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size)
+            for piece in pieces[chosen]:
                 scorer.score_piece(piece)
     finally:
         torch.set_num_threads(threads)
         pa.set_cpu_count(cpus)
         pa.set_io_thread_count(io_threads)
-    store.commit("scores", {})
+    store.commit("scores", {"hardness": "el2n"})
     table = store.read("scores").sort_by("sample_id").combine_chunks()
     return schema.check(table, schema.scores(128), "scores")
 
@@ -86,11 +90,12 @@ def test_agrees_with_a_plain_loop(tmp_path, digits):
     assert table["key"][133].as_py() == "train-00001.parquet:0"
 
 
-def test_bit_identical_at_one_and_two_actors(tmp_path, digits):
+def test_bit_identical_at_one_and_two_actors_and_in_any_order(tmp_path, digits):
     path = write_shards(digits, tmp_path / "in", 5)
     _, one = scored(tmp_path / "one", path, num_workers=1)
     store, two = scored(tmp_path / "two", path, num_workers=2)
     assert two.equals(one)
+    assert scored_here(tmp_path / "backwards", path, chosen=slice(None, None, -1)).equals(one)
     assert store.commit_facts("scores")["decoders"] == images.decoders()  # and so in the manifest
 
 
@@ -311,8 +316,8 @@ def test_the_limit_counts_by_reason():
         check_quarantine(reasons, 299, 0.01)
 
 
-def test_ids_above_2_to_the_24_and_32(tmp_path):
-    # One image in row 0 of each of three shards: ids are shard << 32, and none may pass through a float.
+def test_ids_above_2_to_the_32(tmp_path):
+    # Two images in each of three shards: ids are shard << 32 | row, and none may pass through a float.
     rng = np.random.default_rng(0)
     folder = tmp_path / "in"
     folder.mkdir()
@@ -321,6 +326,31 @@ def test_ids_above_2_to_the_24_and_32(tmp_path):
         pq.write_table(pa.table({"image": content, "label": [0, 1]}), folder / f"{shard}.parquet")
     table = scored_here(tmp_path / "run", folder, class_names=tuple("0123456789"))
     assert table["sample_id"].to_pylist() == [0, 1, 2**32, 2**32 + 1, 2**33, 2**33 + 1]
+
+
+def test_rows_above_2_to_the_24_from_the_input_to_the_subset(tmp_path, digits):
+    # A shard whose first 2^24 rows are empty: every second of the ids behind them is none in float32.
+    few = digits.slice(0, 40).select(["image", "label"])
+    (tmp_path / "in").mkdir()
+    with pq.ParquetWriter(tmp_path / "in" / "a.parquet", few.schema) as writer:
+        for _ in range(16):
+            writer.write_table(pa.table([pa.nulls(2**20, field.type) for field in few.schema], few.schema))
+        writer.write_table(few)
+    names = tuple("0123456789")
+    table = scored_here(tmp_path / "run", tmp_path / "in", chosen=slice(-1, None), class_names=names)
+    assert table["sample_id"].to_pylist() == list(range(2**24, 2**24 + 40))
+    source = InputConfig(path=str(tmp_path / "in"), class_names=names)
+    store, config = RunStore(str(tmp_path / "run")), PruneConfig(input=source, output="unused", keep_fraction=0.5)
+    weigh.weigh(store, names, config.weigh, config.keep_fraction)
+    sample(store, weigh.read(store), config)
+    write_subset(catalogs.build(source), store)
+    kept = store.read("selection").filter(pc.field("keep"))["sample_id"].to_pylist()
+    subset = store.read("subset")
+    assert subset["sample_id"].to_pylist() == sorted(kept)
+    assert any(identity % 2 for identity in kept)
+    expected = few.take([identity - 2**24 for identity in sorted(kept)])
+    assert [image["bytes"] for image in subset["image"].to_pylist()] == expected["image"].to_pylist()
+    assert subset["label"].to_pylist() == expected["label"].to_pylist()
 
 
 def test_a_proxy_that_has_run_away_is_quarantined(tmp_path, digits):

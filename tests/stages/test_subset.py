@@ -41,6 +41,14 @@ def test_kept_images_are_written_byte_for_byte(tmp_path, digits, catalog):
     assert [image["bytes"] for image in found["image"].to_pylist()] == digits["image"].take(rows).to_pylist()
 
 
+def test_row_groups_hold_a_hundred_rows_at_the_most(tmp_path, digits, catalog):
+    # As viewers and shuffled reading want them, whatever the input's own are: here it is one of 400.
+    write_shards(digits, tmp_path / "in", 1, row_group_size=400)
+    write(catalog, f"{tmp_path}/part.parquet", kept(digits, list(range(350))))
+    metadata = pq.read_metadata(tmp_path / "part.parquet")
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [100, 100, 100, 50]
+
+
 def test_an_image_without_bytes_is_not_written_in_silence(tmp_path, digits, catalog, monkeypatch):
     read_images = sources.read_images
 

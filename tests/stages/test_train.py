@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import images, model, schema
+from razor_ray import images, model, progress, schema
 from razor_ray.cli import main
 from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
@@ -52,6 +52,27 @@ def train(settings: TrainConfig) -> list[dict]:
     return training.read_metrics(store, "train")
 
 
+@pytest.fixture
+def dying(monkeypatch):
+    """A function that makes a training die as it begins an epoch, or live if that is None. Gives a list to which every
+    epoch comes that is trained from then on."""
+    train_epoch = training._Worker._train_epoch
+
+    def die_at(last: int | None) -> list[int]:
+        trained = []
+
+        def spied(self, epoch):
+            if epoch == last:
+                raise KeyboardInterrupt
+            trained.append(epoch)
+            return train_epoch(self, epoch)
+
+        monkeypatch.setattr(training._Worker, "_train_epoch", spied)
+        return trained
+
+    return die_at
+
+
 def untimed(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
@@ -85,39 +106,26 @@ def test_the_same_seed_trains_the_same_network(split, tmp_path):
     assert untimed(other) != untimed(one)
 
 
-def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, monkeypatch):
+def test_an_interrupted_training_goes_on_and_ends_the_same(split, tmp_path, dying):
     whole = train(config(split, tmp_path / "whole", epochs=3))
-    train_epoch = training._Worker._train_epoch
-
-    def killed(self, epoch):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return train_epoch(self, epoch)
-
-    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    dying(3)
     with pytest.raises(KeyboardInterrupt):
         train(config(split, tmp_path / "resumed", epochs=3))
-    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    trained = dying(None)
     resumed = train(config(split, tmp_path / "resumed", epochs=3))
+    assert trained == [3]  # from its checkpoint, not from the start
     assert untimed(resumed) == untimed(whole)
 
 
-def test_the_driver_chooses_the_precision_and_a_training_keeps_it(split, tmp_path, monkeypatch):
+def test_the_driver_chooses_the_precision_and_a_training_keeps_it(split, tmp_path, monkeypatch, dying):
     """Begun where bf16 is fast, gone on with where it is not: the same as if nothing had happened."""
     monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: True)
     whole = train(config(split, tmp_path / "whole"))
     assert precision_in(tmp_path / "whole") == "bf16"
-    train_epoch = training._Worker._train_epoch
-
-    def killed(self, epoch):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        return train_epoch(self, epoch)
-
-    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    dying(2)
     with pytest.raises(KeyboardInterrupt):
         train(config(split, tmp_path / "resumed"))
-    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    dying(None)
     monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: False)
     assert untimed(train(config(split, tmp_path / "resumed"))) == untimed(whole)
     assert precision_in(tmp_path / "resumed") == "bf16"
@@ -167,7 +175,7 @@ def test_dynamics_are_of_every_sample_and_epoch(split, tmp_path, monkeypatch, ca
     assert (scores["dyn_unc"] < 0.1).all()
 
 
-def test_dynamics_survive_an_interruption(split, tmp_path, monkeypatch):
+def test_dynamics_survive_an_interruption(split, tmp_path, dying):
     def run(name):
         settings = config(split, tmp_path / name, epochs=3, eval=EvalConfig())
         store = RunStore(settings.output)
@@ -175,19 +183,13 @@ def test_dynamics_survive_an_interruption(split, tmp_path, monkeypatch):
         (file,) = training.dynamics_files(store, "train")
         return from_table(pq.read_table(file)).scores()
 
-    train_epoch = training._Worker._train_epoch
-
-    def killed(self, epoch):
-        if epoch == 3:
-            raise KeyboardInterrupt
-        return train_epoch(self, epoch)
-
     whole = run("whole")
-    monkeypatch.setattr(training._Worker, "_train_epoch", killed)
+    dying(3)
     with pytest.raises(KeyboardInterrupt):
         run("resumed")
-    monkeypatch.setattr(training._Worker, "_train_epoch", train_epoch)
+    trained = dying(None)
     resumed = run("resumed")
+    assert trained == [3]
     for name in schema.DYNAMICS_NAMES:
         np.testing.assert_array_equal(resumed[name], whole[name])
     assert whole["dyn_unc"].max() > 0  # it did learn
@@ -253,6 +255,40 @@ def test_use_weights_needs_the_column(split, tmp_path, capfd):
     assert "has no column 'weight'" in capfd.readouterr().err
 
 
+def test_how_far_an_epoch_is_is_told_while_it_lasts(split, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_BEAT_SECONDS", 0.0)
+    train(config(split, tmp_path))
+    beat = RunStore(str(tmp_path)).read_json("train/_beat.json")
+    assert beat is not None  # the last of them: from the evaluation that ends the second epoch
+    assert (beat["epoch"], beat["num_samples"]) == (2, 300)
+
+
+def test_what_workers_tell_is_shown(tmp_path):
+    store = RunStore(str(tmp_path))
+    task = SimpleNamespace(last_epoch=3, num_samples=100, config=SimpleNamespace(epochs=3))
+    lines = [{"epoch": epoch, "num_samples": 98, "train_loss": 0.5} for epoch in (1, 2)]
+
+    def tell(num_lines: int, beat: dict) -> None:
+        content = "".join(f"{json.dumps(line)}\n" for line in lines[:num_lines])
+        store.write_bytes("train/metrics.jsonl", content.encode())
+        store.write_json("train/_beat.json", beat)
+
+    def is_seen(done: int, note: str) -> bool:
+        end = time.monotonic() + 20
+        while (shown.done, shown.note) != (done, note) and time.monotonic() < end:
+            time.sleep(0.05)
+        return (shown.done, shown.note) == (done, note)
+
+    tell(1, {"at": 0.0})
+    with training._followed("train", task, store, "train"):  # type: ignore[arg-type]
+        shown = progress._open[-1]
+        assert (shown.done, shown.skipped) == (98, 98)  # an earlier attempt's: it tells nothing of the rate
+        tell(1, {"at": 1.0, "epoch": 2, "num_samples": 40})
+        assert is_seen(138, "epoch 2 of 3")
+        tell(2, {"at": 2.0, "epoch": 2, "num_samples": 100})  # more than the epoch's line then says
+        assert is_seen(196, "epoch 2 of 3, loss 0.500")
+
+
 def test_a_store_that_does_not_answer_for_a_moment_is_followed_on(tmp_path, monkeypatch):
     store = RunStore(str(tmp_path))
     read_json, failures = RunStore.read_json, [OSError("503"), OSError("503")]
@@ -266,7 +302,7 @@ def test_a_store_that_does_not_answer_for_a_moment_is_followed_on(tmp_path, monk
     signs = []
     monkeypatch.setattr(training, "sign_of_life", lambda: signs.append(time.monotonic()))
     task = SimpleNamespace(last_epoch=1, num_samples=1, config=SimpleNamespace(epochs=1))
-    store.write_json("train/_beat.json", {"at": 1.0})
+    store.write_json("train/_beat.json", {"at": 1.0})  # of nothing yet
     with training._followed("train", task, store, "train"):  # type: ignore[arg-type]
         end = time.monotonic() + 20
         while not signs and time.monotonic() < end:
