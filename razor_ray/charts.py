@@ -80,7 +80,10 @@ def histogram_edges(low: float, high: float) -> NDArray[np.float64]:
     >>> histogram_edges(0.03, 0.9).round(2)[[0, 1, 2, -1]].tolist()
     [0.02, 0.04, 0.06, 0.9]
     """
-    step = round_step(high - low if high > low else 1.0, _MOST_BINS)
+    largest = max(abs(low), abs(high))
+    # A range of a few roundings is none: edges inside it could not be told apart.
+    span = high - low if high - low > 1e-9 * largest else max(1.0, 1e-6 * largest)
+    step = round_step(span, _MOST_BINS)
     first = math.floor(low / step)
     last = max(math.ceil(high / step), first + 1)
     return np.arange(first, last + 1, dtype=np.float64) * step
