@@ -8,9 +8,12 @@ STAMP := $(VENV)/.installed
 TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH_MODE=disabled \
 	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_PARQUET_FOOTER_NUM_ACTORS=1
 
+# These start Rays of their own, one after the other.
+FAULTS := tests/test_chaos.py tests/test_several_nodes.py
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-others test-long chaos lint types wheel clean
+.PHONY: help setup demo test test-ray test-faults test-others test-long chaos lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,14 +32,17 @@ demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
 	@$(RUN) jobs/demo.py
 
 test: lint types ## lint, types, doctests and tests
-	@echo "== tests: pytest, those that need Ray (which mostly wait) beside the others and the doctests"
-	@$(MAKE) --no-print-directory -j2 test-ray test-others
+	@echo "== tests: pytest, those that need Ray and those of faults (which mostly wait) beside the others and the doctests"
+	@$(MAKE) --no-print-directory -j3 test-ray test-faults test-others
 
 test-ray: setup
 	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' --durations=10 --durations-min=5
 
+test-faults: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q $(FAULTS) --durations=10 --durations-min=5
+
 test-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long'
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long' $(FAULTS:%=--ignore=%)
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
 
 test-long: setup ## what make test leaves out for its length: a tiny run of every benchmark
