@@ -61,11 +61,11 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path,
     (tmp_path / "proxy.safetensors").write_bytes(model.save_weights(model.build("resnet9", 10)))
     arguments = ["prune", "--input", str(path), "--output", str(run), "--keep-fraction", "0.3"]
     arguments += ["--proxy.weights", f"{tmp_path}/proxy.safetensors"]
-    num_finished = 0
     with tempfile.TemporaryDirectory(prefix="ray-") as short:  # by which its processes are known
         for request, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             command, environment = chaos.with_faults(arguments, tmp_path / "log", slow=1.0)
             environment["RAY_TMPDIR"] = short
+            num_finished = len(list((run / "_staging" / "scores").glob("part-*")))  # some ended while it was stopping
             started = subprocess.Popen(
                 command,
                 env=environment,
@@ -74,10 +74,9 @@ def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path,
                 # A shell's background job ignores Ctrl-C, and what it starts would too.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
-            while len(finished := list((run / "_staging" / "scores").glob("part-*"))) <= num_finished:
+            while len(list((run / "_staging" / "scores").glob("part-*"))) <= num_finished:
                 assert started.poll() is None, started.communicate()[1]
                 time.sleep(0.05)
-            num_finished = len(finished)
             started.send_signal(request)
             said = started.communicate(timeout=120)[1]
             assert started.returncode == status, said
