@@ -25,7 +25,7 @@ _AS_BEFORE = (
 
 
 def keep_freed_memory() -> bool:
-    """Have this process use again what it frees, for as long as it lives; its size stays that of its peak.
+    """Have this process use again what it frees, for as long as it lives; it stays about as large as it was at most.
 
     For processes whose steps are all alike. Returns whether the C library has such a setting: glibc has, others are
     left as they are.
