@@ -33,6 +33,7 @@ class Train:
     batch_size: int = 128
     num_images: int = 2560
     """Repeated if the input has fewer."""
+    shard_rows: int = 1024
     epochs: int = 3
     """The first, with the start of workers, is told apart from the others."""
     repeats: int = 3
@@ -42,7 +43,7 @@ class Train:
         if self.epochs < 2:
             raise ValueError(f"epochs must be at least 2, got {self.epochs}: the first is the start.")
         with prepared(self) as (setup, folder):
-            write_images(self.input, setup.folder, self.num_images, self.batch_size)
+            write_images(self.input, setup.folder, self.num_images, self.shard_rows)
 
             def on_ray(cache_gib: float) -> Measured:
                 run = tempfile.mkdtemp(dir=folder)

@@ -177,4 +177,4 @@ def write_images(path: str, folder: str, num_images: int, rows_per_shard: int) -
     table = read_images(path)
     repeated = pa.concat_tables([table] * -(-num_images // table.num_rows)).slice(0, num_images)
     for shard, first in enumerate(range(0, num_images, rows_per_shard)):
-        pq.write_table(repeated.slice(first, rows_per_shard), f"{folder}/train-{shard:05d}.parquet")
+        pq.write_table(repeated.slice(first, rows_per_shard), f"{folder}/train-{shard:05d}.parquet", row_group_size=128)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -41,16 +44,20 @@ class Feed:
         """Of an epoch. The same on every worker, since an equal split gives all of them as many rows."""
         self._cache: dict[str, Tensor] | None = None
         self._order = torch.empty(0, dtype=torch.long)
+        self._begun: Iterator[dict[str, NDArray[Any]]] | None = None
+        """The stream of the next epoch, if it is under way."""
 
-    def batches(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
-        """One epoch; shuffled, if there is a generator to do it by."""
-        for batch in self._from_cache(generator) if self.is_cached else self._streamed(generator):
+    def batches(self, generator: torch.Generator | None, *, is_followed: bool = False) -> Iterator[dict[str, Tensor]]:
+        """One epoch; shuffled, if there is a generator to do it by.
+
+        If another epoch is to follow at once, its stream begins when this one's ends, while the window is still full.
+        """
+        for batch in self._from_cache(generator) if self.is_cached else self._streamed(generator, is_followed):
             self.beat()
             yield batch
 
-    def _streamed(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
-        shard: Any = ray.train.get_dataset_shard(self.name)
-        batches = shard.iter_batches(batch_size=self.batch_size, prefetch_batches=2)
+    def _streamed(self, generator: torch.Generator | None, is_followed: bool) -> Iterator[dict[str, Tensor]]:
+        batches = self._stream(is_followed)
         if generator is not None:
             seed = int(torch.randint(2**31, (1,), generator=generator))
             batches = shuffled_in_window(batches, _WINDOW_BATCHES * self.batch_size, np.random.default_rng(seed))
@@ -60,6 +67,14 @@ class Feed:
                 name: torch.from_numpy(values if values.flags.writeable else values.copy())
                 for name, values in batch.items()
             }
+
+    def _stream(self, is_followed: bool) -> Iterator[dict[str, NDArray[Any]]]:
+        yield from self._begun or self._begin()
+        self._begun = self._begin() if is_followed else None
+
+    def _begin(self) -> Iterator[dict[str, NDArray[Any]]]:
+        shard: Any = ray.train.get_dataset_shard(self.name)
+        return begun(shard.iter_batches(batch_size=self.batch_size, prefetch_batches=2))
 
     def _from_cache(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
         if self._cache is None:
@@ -81,6 +96,29 @@ class Feed:
         self._cache = {name: torch.cat(values) for name, values in parts.items()}
         # By identity, so that the permutations do not depend on the order of arrival.
         self._order = self._cache["sample_id"].argsort()
+
+
+def begun(items: Iterable[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """The same items, of which the first is asked for at once, by a thread. What it raises, the first `next` raises."""
+    iterator, first = iter(items), SimpleQueue[list[Any] | BaseException]()
+
+    def ask() -> None:
+        try:
+            first.put(list(itertools.islice(iterator, 1)))
+        except BaseException as error:
+            first.put(error)
+
+    # A daemon: Ray may never answer, and an interrupted run does not wait for that.
+    threading.Thread(target=ask, daemon=True).start()
+
+    def answered() -> Iterator[dict[str, NDArray[Any]]]:
+        answer = first.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        yield from answer
+        yield from iterator
+
+    return answered()
 
 
 def shuffled_in_window(

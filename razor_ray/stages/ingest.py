@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -97,9 +97,9 @@ def decoded_batches(
             yield batch
 
 
-def dataset(pieces: list[sources.Piece]) -> ray.data.Dataset:
-    """A Ray dataset with a block per piece; what reads them follows as `map_batches`."""
-    return ray.data.from_arrow([pa.Table.from_pylist([dataclasses.asdict(piece)]) for piece in pieces])
+def dataset(groups: Iterable[list[sources.Piece]]) -> ray.data.Dataset:
+    """A Ray dataset with a block per group of pieces; what reads them follows as `map_batches`."""
+    return ray.data.from_arrow([pa.Table.from_pylist([dataclasses.asdict(piece) for piece in of]) for of in groups])
 
 
 def pieces_of(batch: dict[str, Any]) -> list[sources.Piece]:

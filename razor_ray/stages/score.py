@@ -157,7 +157,7 @@ def _score_pieces(
     """Score pieces in a pool of actors; gives a row of counts for each, in the order in which they end."""
     if not pieces:
         return
-    summaries = ingest.dataset(pieces).map_batches(
+    summaries = ingest.dataset([piece] for piece in pieces).map_batches(
         Scorer,
         fn_constructor_args=(catalog, proxy, resources, store.filesystem, folders, plan_hash),
         batch_size=1,

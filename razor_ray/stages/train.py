@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from razor_ray import dynamics, hardness, images, model, sources, training
 from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
-from razor_ray.heap import freed_memory_kept
+from razor_ray.heap import freed_memory_kept, keep_freed_memory
 from razor_ray.progress import Progress, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_file, write_table
 from razor_ray.stages import ingest, preflight, runtime
@@ -38,6 +38,7 @@ from razor_ray.stages.ispl import WEIGHT
 from razor_ray.stages.per_shard import PerShard
 
 _EVAL_BATCH = _DECODE_BATCH = 256
+_RUN_ROWS = 64
 _STATE = "state.pt"
 _DYNAMICS = "dynamics"
 _BEAT = "_beat.json"
@@ -122,14 +123,16 @@ def train(
     task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
     task = replace(task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs)
     weight_column = "weight" if config.use_weights else None
-    # Shards may be sorted by class, and streamed data is shuffled in a window only: so the pieces come in random order.
-    planned = _plan(catalog, task.stored_size)
-    planned = [planned[place] for place in np.random.default_rng(config.seed).permutation(len(planned))]
+    if task.is_cached:
+        planned = [[piece] for piece in _in_random_order(_plan(catalog, task.stored_size), config.seed)]
+    else:
+        planned = _plan_stream(catalog, task.stored_size, config.seed)
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
     datasets = {"train": _dataset(catalog, planned, task.stored_size, weight_column, beside)}
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
-        datasets[f"eval_{rank}"] = _dataset(held_out, held_out_pieces[rank :: task.num_workers], size)
+        share = held_out_pieces[rank :: task.num_workers]
+        datasets[f"eval_{rank}"] = _dataset(held_out, [[piece] for piece in share], size)
     in_process = task.num_workers == 1 and not task.use_gpu and runtime.is_private()
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -291,9 +294,35 @@ def _plan(catalog: Catalog, size: int) -> list[sources.Piece]:
     return pieces(catalog, max_rows=ingest.piece_rows(size, _DECODE_BATCH), batch_size=_DECODE_BATCH)
 
 
+def _plan_stream(catalog: Catalog, size: int, seed: int) -> list[list[sources.Piece]]:
+    """Blocks of short runs from all over the input, in random order.
+
+    Shards may be sorted by class, and what is streamed is shuffled in a window only: in one of long pieces there would
+    be few classes. A run has as many rows as can be read without reading others in vain.
+    """
+    max_rows = ingest.piece_rows(size, _DECODE_BATCH)
+    run_rows = _RUN_ROWS
+    if catalog.source.format != "folders":
+        largest_group = max(max(rows, default=0) for rows in catalog.table["group_rows"].to_pylist())
+        run_rows = max(run_rows, min(largest_group, max_rows))
+    blocks: list[list[sources.Piece]] = []
+    num_rows = max_rows  # of the last block: there is none yet
+    for run in _in_random_order(pieces(catalog, max_rows=run_rows, batch_size=_RUN_ROWS), seed):
+        if num_rows + run.num_rows > max_rows:
+            blocks.append([])
+            num_rows = 0
+        blocks[-1].append(run)
+        num_rows += run.num_rows
+    return blocks
+
+
+def _in_random_order(planned: list[sources.Piece], seed: int) -> list[sources.Piece]:
+    return [planned[place] for place in np.random.default_rng(seed).permutation(len(planned))]
+
+
 def _dataset(
     catalog: Catalog,
-    planned: list[sources.Piece],
+    planned: list[list[sources.Piece]],
     size: int,
     weight_column: str | None = None,
     beside: PerShard | None = None,
@@ -302,6 +331,7 @@ def _dataset(
 
     def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(1)
+        keep_freed_memory()  # batches are alike
         preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
         for piece in ingest.pieces_of(batch):
             for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
@@ -314,7 +344,7 @@ def _dataset(
                     "weight": weight,
                 }
 
-    decoded = ingest.dataset(planned).map_batches(decode_pieces, batch_size=1, num_cpus=0.5)
+    decoded = ingest.dataset(planned).map_batches(decode_pieces, batch_size=None, num_cpus=0.5)
     # In order, whichever piece is decoded first: what is shuffled by a seed must be the same each time.
     decoded.context.execution_options.preserve_order = True
     return decoded
@@ -437,7 +467,10 @@ class _Worker:
         # Sum of losses, steps, rows, rows without a usable image.
         totals = torch.zeros(4, dtype=torch.float64)
         num_batches = self.train_feed.num_batches
-        for step, batch in enumerate(self.train_feed.batches(self.generator)):
+        # Not beside an evaluation: two streams would share the object store.
+        is_followed = epoch < self.task.last_epoch and not self.task.num_eval
+        batches = self.train_feed.batches(self.generator, is_followed=is_followed)
+        for step, batch in enumerate(batches):
             progress = (epoch - 1 + min(step / num_batches, 1.0)) / self.task.config.epochs
             labels = batch["label"]
             loss, logits = self.trainer.step(batch["pixels"], labels, batch["weight"], progress, self.generator)

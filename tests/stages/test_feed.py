@@ -1,13 +1,18 @@
-"""The window in which streamed rows are shuffled."""
+"""Streams of rows: the window in which they are shuffled, and when each begins."""
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from razor_ray.stages.feed import shuffled_in_window
+from razor_ray.stages import feed
+from razor_ray.stages.feed import begun, shuffled_in_window
 
 
 def batches(num_rows: int, batch_size: int) -> list[dict[str, np.ndarray]]:
@@ -57,3 +62,62 @@ def test_rows_are_mixed_over_the_whole_window():
     stayed = (left - came)[1000:-1000]
     assert stayed.mean() == pytest.approx(window_batches, rel=0.05)
     assert stayed.std() == pytest.approx(window_batches, rel=0.1)
+
+
+def test_a_stream_that_has_begun_is_the_stream():
+    given_batches = batches(50, 10)
+    got = list(begun(given_batches))
+    assert len(got) == 5
+    assert all(one is other for one, other in zip(got, given_batches, strict=True))
+    assert list(begun([])) == []
+
+
+def test_a_stream_begins_before_its_first_batch_is_asked_for():
+    asked = threading.Event()
+
+    def stream():
+        asked.set()
+        yield from batches(10, 5)
+
+    following = begun(stream())
+    assert asked.wait(10)
+    assert len(list(following)) == 2
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_what_a_stream_raises_comes_where_it_is_read(num_before):
+    def stream():
+        yield from batches(num_before * 5, 5)
+        raise OSError("the shard is gone")
+
+    following = begun(stream())
+    for _ in range(num_before):
+        next(following)
+    with pytest.raises(OSError, match="the shard is gone"):
+        next(following)
+
+
+def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
+    began = []
+
+    def iter_batches(**_):
+        began.append(threading.Event())
+        began[-1].set()
+        return iter(batches(320, 10))
+
+    monkeypatch.setattr(feed.ray.train, "get_dataset_shard", lambda _: SimpleNamespace(iter_batches=iter_batches))
+    given_feed = feed.Feed("train", 10, 320, lambda: None, is_cached=False)
+    generator = torch.Generator().manual_seed(0)
+
+    def num_begun(*, is_followed: bool) -> list[int]:
+        found, ids = [], []
+        for batch in given_feed.batches(generator, is_followed=is_followed):
+            found.append(len(began))
+            ids += batch["id"].tolist()
+        assert sorted(ids) == list(range(320))
+        return found
+
+    # 32 batches, of which the window holds 16: half of them are drawn when the last has come.
+    assert num_begun(is_followed=True) == [1] * 16 + [2] * 16
+    assert num_begun(is_followed=False) == [2] * 32
+    assert num_begun(is_followed=False) == [3] * 32

@@ -175,9 +175,10 @@ def test_dynamics_are_of_every_sample_and_epoch(split, tmp_path, monkeypatch, ca
     assert (scores["dyn_unc"] < 0.1).all()
 
 
-def test_dynamics_survive_an_interruption(split, tmp_path, dying):
+@pytest.mark.parametrize("cache_gib", [4.0, 0.0])
+def test_dynamics_survive_an_interruption(split, tmp_path, dying, cache_gib):
     def run(name):
-        settings = config(split, tmp_path / name, epochs=3, eval=EvalConfig())
+        settings = config(split, tmp_path / name, epochs=3, eval=EvalConfig(), cache_gib=cache_gib)
         store = RunStore(settings.output)
         training.train(settings, catalogs.build(settings.input), None, store, "train", "train", with_dynamics=True)
         (file,) = training.dynamics_files(store, "train")
@@ -201,6 +202,48 @@ def test_streamed_data_reaches_the_network_too_and_the_seed_orders_it(split, tmp
     assert lines[-1]["num_eval"] == 100
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
     assert untimed(train(config(split, tmp_path / "again", cache_gib=0.0, epochs=3))) == untimed(lines)
+
+
+@pytest.mark.parametrize("form", ["folders", "parquet"])
+def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_path, digits, form):
+    """A block and its neighbours, of which the window holds as many, have the classes of the whole input."""
+    encoded, labels = digits["image"].to_pylist(), np.sort(np.arange(4000) % 10)
+    if form == "folders":
+        for row, label in enumerate(labels):
+            path = tmp_path / "in" / f"c{label}" / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded[row % 400])
+    else:
+        (tmp_path / "in").mkdir()
+        for shard in range(4):
+            rows = range(1000 * shard, 1000 * (shard + 1))
+            table = pa.table({"image": [encoded[row % 400] for row in rows], "label": labels[rows.start : rows.stop]})
+            pq.write_table(table, tmp_path / "in" / f"{shard}.parquet", row_group_size=50)
+    catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
+    blocks = training._plan_stream(catalog, 252, seed=0)  # 512 rows of this size are a block
+    rows = [
+        [1000 * run.shard_id + run.first_row + row for run in block for row in range(run.num_rows)] for block in blocks
+    ]
+    assert sorted(row for block in rows for row in block) == list(range(4000))
+    assert all(len(block) > 512 - 100 for block in rows[:-1])
+    assert max(map(len, rows)) <= 512
+    assert len(rows) < 12
+    for first, second in zip(rows, rows[1:], strict=False):
+        assert len(set(labels[first + second])) >= 7
+    assert training._plan_stream(catalog, 252, seed=0) == blocks
+    assert training._plan_stream(catalog, 252, seed=1) != blocks
+
+
+def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
+    """Runs are no shorter than the groups that Parquet is read by, unless those are larger than a block."""
+    (tmp_path / "in").mkdir()
+    table = pa.concat_tables([digits.select(["image", "label"])] * 5)
+    pq.write_table(table, tmp_path / "in" / "0.parquet", row_group_size=400)
+    catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
+    runs = [run for block in training._plan_stream(catalog, 252, seed=0) for run in block]
+    assert sorted(run.first_row for run in runs) == list(range(0, 2000, 400))
+    large = [run for block in training._plan_stream(catalog, 700, seed=0) for run in block]
+    assert {run.num_rows for run in large} == {256, 144}
 
 
 def test_unusable_held_out_images_are_told(split, digits, tmp_path, capfd):
