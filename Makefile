@@ -10,8 +10,9 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 
 # These start Rays of their own, one after the other.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
-# Real jobs, which share nothing with what else runs on the shared Ray, go beside it.
-JOBS := tests/test_jobs.py
+# A second shared Ray, beside the first, takes these when the tests without one are through. Not the jobs: the first has
+# the port of the agent that starts them.
+BESIDE := tests/stages/test_compare.py tests/test_experiments.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -38,15 +39,15 @@ test: lint types ## lint, types, doctests and tests
 	@$(MAKE) --no-print-directory -j3 test-ray test-faults test-others
 
 test-ray: setup
-	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' --ignore=$(JOBS) --durations=10 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' $(BESIDE:%=--ignore=%) --durations=10 --durations-min=5
 
 test-faults: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q $(FAULTS) --durations=10 --durations-min=5
 
 test-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long' $(addprefix --ignore=,$(FAULTS) $(JOBS))
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long' $(FAULTS:%=--ignore=%)
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
-	@$(TEST_ENV) $(RUN) -m pytest -q $(JOBS) --durations=3 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'ray and not long' $(BESIDE) --durations=3 --durations-min=5
 
 test-long: setup ## what make test leaves out for its length: a tiny run of every benchmark
 	@echo "== long tests: pytest -m long"

@@ -133,10 +133,12 @@ def test_score_ratios_by_hand():
 
 def test_train_ratios_by_hand():
     runs = {"ray_streamed": [[(10, 5.0), (10, 1.0), (10, 4.0)]], "ray_cached": [[(10, 5.0), (10, 1.0)]]}
-    result = ingest.summarize({**runs, "data_loader": [[(10, 10.0), (10, 2.0)]]})
-    assert result["first_epoch"] == {"ray_streamed": 2, "ray_cached": 2, "data_loader": 1}
-    assert result["later_epochs"] == {"ray_streamed": 4, "ray_cached": 10, "data_loader": 5}
-    assert result["ratios"] == pytest.approx({"ray_streamed": 0.8, "ray_cached": 2})
+    loaders = {"data_loader": [[(10, 10.0), (10, 2.0)]], "data_loader_shards": [[(10, 10.0), (10, 4.0)]]}
+    result = ingest.summarize({**runs, **loaders})
+    assert result["first_epoch"] == {"ray_streamed": 2, "ray_cached": 2, "data_loader": 1, "data_loader_shards": 1}
+    assert result["later_epochs"] == {"ray_streamed": 4, "ray_cached": 10, "data_loader": 5, "data_loader_shards": 2.5}
+    assert result["ratios"]["ray_streamed"] == pytest.approx({"data_loader": 0.8, "data_loader_shards": 1.6})
+    assert result["ratios"]["ray_cached"] == pytest.approx({"data_loader": 2, "data_loader_shards": 4})
 
 
 # Data.
@@ -256,8 +258,11 @@ def test_train(capsys, shards):
     sizes = ("--image-size", "16", "--batch-size", "32", "--num-images", "200", "--epochs", "2", "--repeats", "1")
     result = result_of(capsys, "train", "--input", shards, *sizes)
     later = result["later_epochs"]
-    assert later.keys() == result["first_epoch"].keys() == {"ray_streamed", "ray_cached", "data_loader"}
-    assert result["ratios"] == {name: later[name] / later["data_loader"] for name in ("ray_streamed", "ray_cached")}
+    loaders = ("data_loader", "data_loader_shards")
+    assert later.keys() == result["first_epoch"].keys() == {"ray_streamed", "ray_cached", *loaders}
+    assert result["ratios"] == {
+        name: {other: later[name] / later[other] for other in loaders} for name in ("ray_streamed", "ray_cached")
+    }
 
 
 def test_decode(capsys, tmp_path):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from glob import glob
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from jobs.benchmarks.contenders import Setup
 from jobs.benchmarks.measure import Measured, format_table, in_own_process, interleaved, median, num_cpus
@@ -52,31 +55,38 @@ class Train:
             contenders: dict[str, Callable[[], Measured]] = {
                 "ray_streamed": lambda: on_ray(0.0),
                 "ray_cached": lambda: on_ray(64.0),
-                "data_loader": lambda: in_own_process(data_loader, setup, self.epochs),
+                "data_loader": lambda: in_own_process(data_loader, setup, self.epochs, _Images),
+                "data_loader_shards": lambda: in_own_process(data_loader, setup, self.epochs, _Shards),
             }
             found = interleaved(contenders, self.repeats)
         result = summarize({name: [each.result for each in measured] for name, measured in found.items()})
+        ratios_of = {name: tuple(ratios.values()) for name, ratios in result["ratios"].items()}
         titles = {
             "ray_streamed": "Ray, streamed",
             "ray_cached": "Ray, kept decoded",
-            "data_loader": "DataLoader, a worker a CPU",
+            "data_loader": "DataLoader, images in memory",
+            "data_loader_shards": "DataLoader, from the shards",
         }
         rows = [
-            (title, result["first_epoch"][name], result["later_epochs"][name], result["ratios"].get(name, ""))
+            (title, result["first_epoch"][name], result["later_epochs"][name], *ratios_of.get(name, ("", "")))
             for name, title in titles.items()
         ]
-        table = format_table(("images/s", "first epoch", "later epochs", "to DataLoader, later"), rows)
+        table = format_table(("images/s", "first epoch", "later epochs", "to images in memory", "to shards"), rows)
         return table, {"settings": asdict(self), **result}
 
 
 def summarize(found: dict[str, list[Epochs]]) -> dict[str, Any]:
-    """Medians over the repeats of images per second, in the first epoch and in the others, and their ratios."""
+    """Medians over the repeats of images per second, in the first epoch and in the others, and the latter's ratios to
+    both DataLoaders."""
     first = {name: median(epochs[0][0] / epochs[0][1] for epochs in runs) for name, runs in found.items()}
     later = {
         name: median(sum(count for count, _ in epochs[1:]) / sum(s for _, s in epochs[1:]) for epochs in runs)
         for name, runs in found.items()
     }
-    ratios = {name: later[name] / later["data_loader"] for name in ("ray_streamed", "ray_cached")}
+    ratios = {
+        name: {other: later[name] / later[other] for other in ("data_loader", "data_loader_shards")}
+        for name in ("ray_streamed", "ray_cached")
+    }
     return {"first_epoch": first, "later_epochs": later, "ratios": ratios}
 
 
@@ -94,7 +104,7 @@ def ray_train(setup: Setup, run_folder: str, epochs: int, cache_gib: float) -> E
     return [(line["num_samples"], line["seconds"]) for line in stage.read_metrics(store, "train")]
 
 
-def data_loader(setup: Setup, epochs: int) -> Epochs:
+def data_loader(setup: Setup, epochs: int, dataset: type[_Images | _Shards]) -> Epochs:
     """The same steps from a DataLoader that shuffles, with as many workers as CPUs."""
     config = _config(setup, "none", epochs, 0.0)
     torch.set_num_threads(num_cpus())
@@ -111,7 +121,11 @@ def data_loader(setup: Setup, epochs: int) -> Epochs:
         device=device,
     )
     loader: DataLoader[Any] = DataLoader(
-        _Images(setup), batch_size=setup.batch_size, shuffle=True, num_workers=num_cpus(), persistent_workers=True
+        dataset(setup),
+        batch_size=setup.batch_size,
+        shuffle=dataset is _Images,
+        num_workers=num_cpus(),
+        persistent_workers=True,
     )
     generator, found = torch.Generator().manual_seed(0), []
     for epoch in range(epochs):
@@ -136,6 +150,28 @@ class _Images(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return torch.from_numpy(images.decode(self.encoded[index], self.size)), self.labels[index]
+
+
+class _Shards(IterableDataset[tuple[torch.Tensor, int]]):
+    """Row groups of the shards in random order, each read and decoded by one worker: data may be larger than memory."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.size = images.stored_size(setup.image_size, augment=True)
+        paths = sorted(glob(f"{setup.folder}/*.parquet"))
+        self.groups = [(path, index) for path in paths for index in range(pq.ParquetFile(path).num_row_groups)]
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        worker = get_worker_info()
+        assert worker is not None
+        order = np.random.default_rng(self.epoch).permutation(len(self.groups))
+        self.epoch += 1
+        for place in order[worker.id :: worker.num_workers]:
+            path, index = self.groups[place]
+            with pq.ParquetFile(path) as file:
+                table = file.read_row_group(index, columns=["image", "label"])
+            for encoded, label in zip(table["image"].to_pylist(), table["label"].to_pylist(), strict=True):
+                yield torch.from_numpy(images.decode(encoded, self.size)), label
 
 
 def _config(setup: Setup, output: str, epochs: int, cache_gib: float) -> TrainConfig:

@@ -148,7 +148,7 @@ def test_a_node_that_came_later_and_sees_nothing_refuses_to_work(tmp_path, digit
         with pytest.raises(ValueError, match=rf"node \S+ does not see the {place} .* Give an --{place} that all nodes"):
             scorer(batch)
     with pytest.raises(ValueError, match=r"node \S+ does not see the input"):
-        training._dataset(elsewhere, pieces, 8).take(1)
+        training._dataset(elsewhere, [pieces], 8).take(1)
     task = SimpleNamespace(filesystem=store.filesystem, folder=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"node \S+ does not see the output"):
         training._train_worker({"task": task})
