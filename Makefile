@@ -10,9 +10,10 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 
 # These start Rays of their own, one after the other.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
+STOPS := tests/test_chaos.py::test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind
 # A second shared Ray, beside the first, takes these when the tests without one are through. Not the jobs: the first has
 # the port of the agent that starts them.
-BESIDE := tests/stages/test_compare.py tests/test_experiments.py
+BESIDE := tests/stages/test_compare.py tests/test_experiments.py tests/test_formats.py tests/test_pipeline.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -42,12 +43,13 @@ test-ray: setup
 	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' $(BESIDE:%=--ignore=%) --durations=10 --durations-min=5
 
 test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q $(FAULTS) --durations=10 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest -q $(FAULTS) --deselect=$(STOPS) --durations=10 --durations-min=5
 
 test-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long' $(FAULTS:%=--ignore=%)
 	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'ray and not long' $(BESIDE) --durations=3 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest -q $(STOPS)
 
 test-long: setup ## what make test leaves out for its length: a tiny run of every benchmark
 	@echo "== long tests: pytest -m long"

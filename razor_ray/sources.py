@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from razor_ray import class_folders, listing, parquet_shards, webdataset_shards
+from razor_ray import class_folders, listing, parquet_shards, tar_stream, webdataset_shards
 from razor_ray.config import InputConfig
 from razor_ray.run_store import open_filesystem
 from razor_ray.shards import Format, InputError, Piece, ShardFacts, Source
@@ -104,6 +104,25 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     config : InputConfig
     """
     return _module(source).read_images(source, shard, rows, config)
+
+
+def run_rows(source: Source, largest_group: int, at_least: int, at_most: int) -> int:
+    """Rows of the shortest run of a shard that is read without reading others in vain, within bounds.
+
+    Parameters
+    ----------
+    source : Source
+    largest_group : int
+        Rows of the largest of `ShardFacts.group_rows`.
+    at_least, at_most : int
+    """
+    match source.format:
+        case "folders":  # file by file
+            return at_least
+        case "webdataset" if any(tar_stream.is_compressed(path) for path in source.paths):
+            return at_most  # all that lies before a run is unpacked for it
+        case _:
+            return max(at_least, min(largest_group, at_most))
 
 
 def _module(source: Source) -> ModuleType:

@@ -202,6 +202,7 @@ def result_of(capsys: pytest.CaptureFixture[str], name: str, *arguments: str) ->
 
 
 @ran
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_score(capsys, shards):
     sizes = ("--image-size", "16", "--batch-size", "16", "--shard-rows", "16", "--num-images", "160")

@@ -298,13 +298,11 @@ def _plan_stream(catalog: Catalog, size: int, seed: int) -> list[list[sources.Pi
     """Blocks of short runs from all over the input, in random order.
 
     Shards may be sorted by class, and what is streamed is shuffled in a window only: in one of long pieces there would
-    be few classes. A run has as many rows as can be read without reading others in vain.
+    be few classes.
     """
     max_rows = ingest.piece_rows(size, _DECODE_BATCH)
-    run_rows = _RUN_ROWS
-    if catalog.source.format != "folders":
-        largest_group = max(max(rows, default=0) for rows in catalog.table["group_rows"].to_pylist())
-        run_rows = max(run_rows, min(largest_group, max_rows))
+    largest_group = max(max(rows, default=0) for rows in catalog.table["group_rows"].to_pylist())
+    run_rows = sources.run_rows(catalog.source, largest_group, _RUN_ROWS, max_rows)
     blocks: list[list[sources.Piece]] = []
     num_rows = max_rows  # of the last block: there is none yet
     for run in _in_random_order(pieces(catalog, max_rows=run_rows, batch_size=_RUN_ROWS), seed):

@@ -9,11 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem
 
-from razor_ray import images, model, progress, schema
+from razor_ray import images, model, progress, schema, sources
 from razor_ray.cli import main
 from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
+from razor_ray.shards import Format, Source
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
@@ -244,6 +246,16 @@ def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
     assert sorted(run.first_row for run in runs) == list(range(0, 2000, 400))
     large = [run for block in training._plan_stream(catalog, 700, seed=0) for run in block]
     assert {run.num_rows for run in large} == {256, 144}
+
+
+def test_runs_of_what_is_entered_at_a_cost():
+    def run_rows(kind: Format, path: str, largest_group: int) -> int:
+        return sources.run_rows(Source(LocalFileSystem(), "", (path,), (1,), kind), largest_group, 64, 512)
+
+    assert run_rows("folders", "1000 files from cat/0.jpg", 1000) == 64
+    assert run_rows("webdataset", "0.tar", 128) == 128
+    assert run_rows("webdataset", "0.tar.gz", 128) == 512  # a run in it unpacks all that lies before
+    assert [run_rows("parquet", "0.parquet", rows) for rows in (10, 100, 5000)] == [64, 100, 512]
 
 
 def test_unusable_held_out_images_are_told(split, digits, tmp_path, capfd):
