@@ -5,8 +5,9 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 # A Ray of their own for the tests, open because it lives on this machine only and for minutes; small machines wait less.
+# Threads of torch that wait do not spin: more processes than CPUs are at work.
 TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH_MODE=disabled \
-	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_PARQUET_FOOTER_NUM_ACTORS=1
+	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_PARQUET_FOOTER_NUM_ACTORS=1 OMP_WAIT_POLICY=PASSIVE
 
 # These start Rays of their own, one after the other.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
