@@ -113,7 +113,7 @@ def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:
     assert lines[-1] == f"done      119 of 400 samples in {run}/subset"
 
 
-@pytest.mark.parametrize(("nth", "fault", "status"), [(2, "kill", -9), (4, "kill", 0), (2, "full", 1)])
+@pytest.mark.parametrize(("nth", "fault", "status"), [(2, "kill", -9), (4, "kill", 0), (2, "full", 1), (2, "error", 1)])
 def test_a_fault_meets_its_step_or_it_is_told(tmp_path, nth, fault, status):
     writes = f"for _ in range(3): RunStore({str(tmp_path)!r}).write_json('a', {{}})"
     script = f"from razor_ray.run_store import RunStore\n{writes}"

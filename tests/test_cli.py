@@ -347,7 +347,12 @@ def raising(error: BaseException):
     ("error", "status", "line"),
     [
         (ValueError("shard a.parquet cannot be read"), 2, "razor-ray prune: shard a.parquet cannot be read\n"),
-        (OSError("the network is gone"), 1, "razor-ray prune: the network is gone\n"),
+        (
+            OSError("the network is gone"),
+            1,
+            "razor-ray prune: the network is gone. Once that is mended, the same command goes on from what is finished.\n",
+        ),
+        (FileNotFoundError("no proxy.pt"), 1, "razor-ray prune: no proxy.pt\n"),
         (
             OSError(28, "No space left on device", "/run/out"),
             1,

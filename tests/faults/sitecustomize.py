@@ -2,8 +2,9 @@
 
 The environment variable FAULTS is JSON: `log`, a file that gets a line for every step of a write to a run's folder, by
 whichever process; `when`, the end of the line at which something happens, at its `nth` time (without it the first);
-`fault`, what happens: `kill`, the process that writes it is killed with signal 9, or `full`, from there on the disk is
-full; `slow`, seconds that every file of scores takes. That a process was killed is told by a file, `log` and `.killed`.
+`fault`, what happens: `kill`, the process that writes it is killed with signal 9; `full`, from there on the disk is
+full; or `error`, from there on the store fails with each write; `slow`, seconds that every file of scores takes. That a
+process was killed is told by a file, `log` and `.killed`.
 """
 
 import errno
@@ -16,6 +17,7 @@ import time
 from contextlib import contextmanager
 
 FAULTS = json.loads(os.environ.get("FAULTS", "{}"))
+FAILURES = {"full": errno.ENOSPC, "error": errno.EIO}
 TIMED = ("_lease.json", "_beat.json", "_preflight")  # written by the clock or before anything: no points to count
 
 
@@ -29,8 +31,9 @@ def step(what: str, path: str) -> None:
     os.close(log)
     if "when" not in FAULTS or sum(line.endswith(FAULTS["when"]) for line in lines) < FAULTS.get("nth", 1):
         return
-    if FAULTS["fault"] == "full":
-        raise OSError(errno.ENOSPC, "No space left on device", path)
+    if FAULTS["fault"] in FAILURES:
+        number = FAILURES[FAULTS["fault"]]
+        raise OSError(number, os.strerror(number), path)
     if f"{what} {path}".endswith(FAULTS["when"]):  # not another process that writes at the same time
         try:
             os.close(os.open(FAULTS["log"] + ".killed", os.O_CREAT | os.O_EXCL))

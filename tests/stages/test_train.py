@@ -109,7 +109,7 @@ def test_the_same_seed_trains_the_same_network(split, tmp_path):
 
 
 def test_an_interrupted_training_goes_on_and_ends_the_same_on_another_cpu(split, tmp_path, monkeypatch, dying):
-    """Begun where bf16 is fast, gone on with where it is not: from its checkpoint, in the precision it was begun with."""
+    """Begun where bf16 is fast, gone on with where it is not: from its checkpoint, and in the same precision."""
     monkeypatch.setattr(training.training, "_cpu_has_bf16", lambda: True)
     whole = train(config(split, tmp_path / "whole"))
     assert precision_in(tmp_path / "whole") == "bf16"
