@@ -350,7 +350,8 @@ def raising(error: BaseException):
         (
             OSError("the network is gone"),
             1,
-            "razor-ray prune: the network is gone. Once that is mended, the same command goes on from what is finished.\n",
+            "razor-ray prune: the network is gone. Once that is mended, the same command goes on from what is "
+            "finished.\n",
         ),
         (FileNotFoundError("no proxy.pt"), 1, "razor-ray prune: no proxy.pt\n"),
         (
