@@ -36,9 +36,9 @@ demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
 	@echo "== demo: python jobs/demo.py"
 	@$(RUN) jobs/demo.py
 
-test: lint types ## lint, types, doctests and tests
+test: lint ## lint, types, doctests and tests
 	@echo "== tests: pytest, those that need Ray and those of faults (which mostly wait) beside the others and the doctests"
-	@$(MAKE) --no-print-directory -j3 test-ray test-faults test-others
+	@$(MAKE) --no-print-directory -j4 types test-ray test-faults test-others
 
 test-ray: setup
 	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' $(BESIDE:%=--ignore=%) --durations=10 --durations-min=5

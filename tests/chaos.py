@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+
+from razor_ray import model
+from tests.conftest import write_shards
 
 REPOSITORY = Path(__file__).parents[1]
 FAULTS = REPOSITORY / "tests" / "faults"
@@ -80,3 +87,57 @@ def with_bad_images(table: pa.Table) -> pa.Table:
     for row in (3, 150, 390):
         encoded[row] = b"no image"
     return table.set_column(0, "image", pa.array(encoded, pa.binary()))
+
+
+def ask_to_stop(folder: Path, digits: pa.Table, requests: dict[signal.Signals, int]) -> None:
+    """Send signals to a run in the middle of scoring, each of which must end it with its status: told, given back, no
+    process left; then the run goes on."""
+    path, output = write_shards(digits, folder / "in", 12), folder / "run"
+    torch.manual_seed(0)
+    (folder / "proxy.safetensors").write_bytes(model.save_weights(model.build("resnet9", 10)))
+    arguments = ["prune", "--input", str(path), "--output", str(output), "--keep-fraction", "0.3"]
+    arguments += ["--proxy.weights", f"{folder}/proxy.safetensors"]
+
+    def num_pieces() -> int:
+        return len(list((output / "_staging" / "scores").glob("part-*")))
+
+    with tempfile.TemporaryDirectory(prefix="ray-") as short:  # by which its processes are known
+        for request, status in requests.items():
+            command, environment = with_faults(arguments, folder / "log", slow=1.0)
+            environment["RAY_TMPDIR"] = short
+            num_finished = num_pieces()  # some ended while it was stopping
+            started = subprocess.Popen(
+                command,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                # A shell's background job ignores Ctrl-C, and what it starts would too.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            while num_pieces() <= num_finished:
+                assert started.poll() is None, started.communicate()[1]
+                time.sleep(0.05)
+            started.send_signal(request)
+            said = started.communicate(timeout=120)[1]
+            assert started.returncode == status, said
+            assert said.endswith("\nrazor-ray prune: stopped. The same command goes on from what is finished.\n")
+            assert "Traceback" not in said
+            assert not (output / "_lease.json").exists()
+            end = time.monotonic() + 30
+            while (left := _processes_of(short)) and time.monotonic() < end:
+                time.sleep(0.2)
+            assert not left
+    ended = begin(arguments, folder / "log")
+    assert ended.returncode == 0, ended.stderr
+    pieces = scored(folder / "log")
+    assert len(set(pieces)) == 12
+    assert len(pieces) - 12 <= 2 * len(requests)  # a piece for each actor that was stopped
+
+
+def _processes_of(folder: str) -> list[str]:
+    """Command lines that name a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(file.read_text(errors="replace"))
+    return [line for line in found if folder in line]

@@ -7,6 +7,7 @@ By hand, since it takes so long; `tests/test_chaos.py` is the short form. A fail
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,9 @@ def test_killed_and_begun_again(whole, tmp_path, seed):
     assert chaos.result(tmp_path / "run") == chaos.result(folder / "whole")
     scored = chaos.scored(tmp_path / "first") + chaos.scored(tmp_path / "second")
     assert len(scored) - len(set(scored)) <= 2  # a piece for each of two actors
+
+
+@pytest.mark.timeout(600)
+def test_asked_to_stop_twice(tmp_path, digits):
+    """Ctrl-C, and then SIGTERM, as a scheduler sends it, to the run that goes on."""
+    chaos.ask_to_stop(tmp_path, digits, {signal.SIGINT: 130, signal.SIGTERM: 143})

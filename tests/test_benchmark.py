@@ -21,6 +21,7 @@ from jobs.benchmark import main
 from jobs.benchmarks import decoding, ingest, measure, sampling, scaling, scoring
 from jobs.benchmarks.measure import Measured
 from tests.conftest import write_shards
+from tests.holding import hold
 from tests.test_images import encode, photograph
 
 REPOSITORY = Path(__file__).parents[1]
@@ -47,13 +48,6 @@ def test_memory_of_a_tree_by_hand(tmp_path):
     assert measure.tree_memory(10, tmp_path) == (100 + 50 + 25) * 1024
     assert measure.tree_memory(12, tmp_path) == 25 * 1024
     assert measure.tree_memory(77, tmp_path) == 0
-
-
-def hold(num_bytes: int) -> int:
-    kept = np.ones(num_bytes, np.uint8)
-    child = subprocess.Popen([sys.executable, "-c", f"import time; x = b'1' * {num_bytes}; time.sleep(3)"])
-    child.wait()
-    return int(kept.sum())
 
 
 def test_a_process_of_its_own_is_measured_with_its_children():

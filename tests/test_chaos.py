@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
-import torch
 
-from razor_ray import model
 from tests import chaos
 from tests.conftest import write_shards
 
@@ -55,52 +50,8 @@ def test_a_run_that_is_stopped_twice_ends_the_same(tmp_path, digits):
 
 @pytest.mark.timeout(600)
 def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path, digits):
-    """Ctrl-C and SIGTERM in the middle of scoring: told, given back, no process left; then the run goes on."""
-    path, run = write_shards(digits, tmp_path / "in", 12), tmp_path / "run"
-    torch.manual_seed(0)
-    (tmp_path / "proxy.safetensors").write_bytes(model.save_weights(model.build("resnet9", 10)))
-    arguments = ["prune", "--input", str(path), "--output", str(run), "--keep-fraction", "0.3"]
-    arguments += ["--proxy.weights", f"{tmp_path}/proxy.safetensors"]
-    with tempfile.TemporaryDirectory(prefix="ray-") as short:  # by which its processes are known
-        for request, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-            command, environment = chaos.with_faults(arguments, tmp_path / "log", slow=1.0)
-            environment["RAY_TMPDIR"] = short
-            num_finished = len(list((run / "_staging" / "scores").glob("part-*")))  # some ended while it was stopping
-            started = subprocess.Popen(
-                command,
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-                # A shell's background job ignores Ctrl-C, and what it starts would too.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-            while len(list((run / "_staging" / "scores").glob("part-*"))) <= num_finished:
-                assert started.poll() is None, started.communicate()[1]
-                time.sleep(0.05)
-            started.send_signal(request)
-            said = started.communicate(timeout=120)[1]
-            assert started.returncode == status, said
-            assert said.endswith("\nrazor-ray prune: stopped. The same command goes on from what is finished.\n")
-            assert "Traceback" not in said
-            assert not (run / "_lease.json").exists()
-            end = time.monotonic() + 30
-            while (left := processes_of(short)) and time.monotonic() < end:
-                time.sleep(0.2)
-            assert not left
-    ended = chaos.begin(arguments, tmp_path / "log")
-    assert ended.returncode == 0, ended.stderr
-    scored = chaos.scored(tmp_path / "log")
-    assert len(set(scored)) == 12
-    assert len(scored) - 12 <= 2 * 2  # a piece for each actor that was stopped
-
-
-def processes_of(folder: str) -> list[str]:
-    """Command lines that name a folder."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
-            found.append(file.read_text(errors="replace"))
-    return [line for line in found if folder in line]
+    """Ctrl-C in the middle of scoring: told, given back, no process left; then the run goes on."""
+    chaos.ask_to_stop(tmp_path, digits, {signal.SIGINT: 130})
 
 
 def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:
