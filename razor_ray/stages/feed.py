@@ -1,4 +1,7 @@
-"""A training worker's share of a Ray dataset, epoch after epoch: batches of tensors in an order that a seed decides."""
+"""What a training is fed: decoded images as a Ray dataset, and a worker's share of it, epoch after epoch.
+
+In an order that a seed decides, whichever task ends first.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,82 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import ray.data
 import ray.train
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from razor_ray import sources
+from razor_ray.heap import keep_freed_memory
+from razor_ray.stages import ingest, preflight
+from razor_ray.stages.catalog import Catalog, pieces
+from razor_ray.stages.ispl import WEIGHT
+from razor_ray.stages.per_shard import PerShard
+
+_DECODE_BATCH = 256
+_RUN_ROWS = 64
 _WINDOW_BATCHES = 16
+
+
+def plan(catalog: Catalog, size: int) -> list[sources.Piece]:
+    """Pieces of an input, in order, each of which is a block once it is decoded to this size."""
+    return pieces(catalog, max_rows=ingest.piece_rows(size, _DECODE_BATCH), batch_size=_DECODE_BATCH)
+
+
+def plan_stream(catalog: Catalog, size: int, seed: int) -> list[list[sources.Piece]]:
+    """Blocks of short runs from all over the input, in random order.
+
+    Shards may be sorted by class, and what is streamed is shuffled in a window only: in one of long pieces there would
+    be few classes.
+    """
+    max_rows = ingest.piece_rows(size, _DECODE_BATCH)
+    largest_group = max(max(rows, default=0) for rows in catalog.table["group_rows"].to_pylist())
+    run_rows = sources.run_rows(catalog.source, largest_group, _RUN_ROWS, max_rows)
+    blocks: list[list[sources.Piece]] = []
+    num_rows = max_rows  # of the last block: there is none yet
+    for run in in_random_order(pieces(catalog, max_rows=run_rows, batch_size=_RUN_ROWS), seed):
+        if num_rows + run.num_rows > max_rows:
+            blocks.append([])
+            num_rows = 0
+        blocks[-1].append(run)
+        num_rows += run.num_rows
+    return blocks
+
+
+def in_random_order(planned: list[sources.Piece], seed: int) -> list[sources.Piece]:
+    """The pieces in an order that the seed decides."""
+    return [planned[place] for place in np.random.default_rng(seed).permutation(len(planned))]
+
+
+def dataset(
+    catalog: Catalog,
+    planned: list[list[sources.Piece]],
+    size: int,
+    weight_column: str | None = None,
+    beside: PerShard | None = None,
+) -> ray.data.Dataset:
+    """Decoded images as blocks. Rows that cannot be used stay, labelled -1, so that every row is accounted for."""
+
+    def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
+        torch.set_num_threads(1)
+        keep_freed_memory()  # batches are alike
+        preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
+        for piece in ingest.pieces_of(batch):
+            for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
+                usable = np.array([reason is None for reason in decoded.reasons])
+                weight = decoded.weight if beside is None else beside.look_up(decoded.sample_id, [WEIGHT])[1][WEIGHT]
+                yield {
+                    "sample_id": decoded.sample_id,
+                    "pixels": decoded.pixels,
+                    "label": np.where(usable, decoded.label, -1).astype(np.int64),
+                    "weight": weight,
+                }
+
+    decoded = ingest.dataset(planned).map_batches(decode_pieces, batch_size=None, num_cpus=0.5)
+    # In order, whichever piece is decoded first: what is shuffled by a seed must be the same each time.
+    decoded.context.execution_options.preserve_order = True
+    return decoded
 
 
 class Feed:

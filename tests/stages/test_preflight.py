@@ -14,7 +14,7 @@ from razor_ray import model
 from razor_ray.config import InputConfig, ScoreConfig, TrainConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import preflight, runtime
+from razor_ray.stages import feed, preflight, runtime, train_worker
 from razor_ray.stages import score as scoring
 from razor_ray.stages import train as training
 from tests.conftest import write_shards
@@ -148,10 +148,10 @@ def test_a_node_that_came_later_and_sees_nothing_refuses_to_work(tmp_path, digit
         with pytest.raises(ValueError, match=rf"node \S+ does not see the {place} .* Give an --{place} that all nodes"):
             scorer(batch)
     with pytest.raises(ValueError, match=r"node \S+ does not see the input"):
-        training._dataset(elsewhere, [pieces], 8).take(1)
+        feed.dataset(elsewhere, [pieces], 8).take(1)
     task = SimpleNamespace(filesystem=store.filesystem, folder=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"node \S+ does not see the output"):
-        training._train_worker({"task": task})
+        train_worker.work({"task": task})
     assert not (tmp_path / "other").exists()
 
 

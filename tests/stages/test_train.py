@@ -17,6 +17,7 @@ from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
 from razor_ray.shards import Format, Source
 from razor_ray.stages import catalog as catalogs
+from razor_ray.stages import feed, train_worker
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
 from razor_ray.training import predict
@@ -58,7 +59,7 @@ def train(settings: TrainConfig) -> list[dict]:
 def dying(monkeypatch):
     """A function that makes a training die as it begins an epoch, or live if that is None. Gives a list to which every
     epoch comes that is trained from then on."""
-    train_epoch = training._Worker._train_epoch
+    train_epoch = train_worker.Worker._train_epoch
 
     def die_at(last: int | None) -> list[int]:
         trained = []
@@ -69,7 +70,7 @@ def dying(monkeypatch):
             trained.append(epoch)
             return train_epoch(self, epoch)
 
-        monkeypatch.setattr(training._Worker, "_train_epoch", spied)
+        monkeypatch.setattr(train_worker.Worker, "_train_epoch", spied)
         return trained
 
     return die_at
@@ -122,7 +123,7 @@ def test_an_interrupted_training_goes_on_and_ends_the_same_on_another_cpu(split,
     assert trained == [2]  # not from the start
     assert precision_in(tmp_path / "resumed") == "bf16"
     # What the worker's own machine could do is not asked.
-    monkeypatch.setattr(training._Worker, "__init__", with_bf16_here(training._Worker.__init__, monkeypatch))
+    monkeypatch.setattr(train_worker.Worker, "__init__", with_bf16_here(train_worker.Worker.__init__, monkeypatch))
     train(config(split, tmp_path / "other", epochs=1))
     assert precision_in(tmp_path / "other") == "float32"
 
@@ -213,7 +214,7 @@ def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_pat
             table = pa.table({"image": [encoded[row % 400] for row in rows], "label": labels[rows.start : rows.stop]})
             pq.write_table(table, tmp_path / "in" / f"{shard}.parquet", row_group_size=50)
     catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
-    blocks = training._plan_stream(catalog, 252, seed=0)  # 512 rows of this size are a block
+    blocks = feed.plan_stream(catalog, 252, seed=0)  # 512 rows of this size are a block
     rows = [
         [1000 * run.shard_id + run.first_row + row for run in block for row in range(run.num_rows)] for block in blocks
     ]
@@ -223,8 +224,8 @@ def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_pat
     assert len(rows) < 12
     for first, second in zip(rows, rows[1:], strict=False):
         assert len(set(labels[first + second])) >= 7
-    assert training._plan_stream(catalog, 252, seed=0) == blocks
-    assert training._plan_stream(catalog, 252, seed=1) != blocks
+    assert feed.plan_stream(catalog, 252, seed=0) == blocks
+    assert feed.plan_stream(catalog, 252, seed=1) != blocks
 
 
 def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
@@ -233,9 +234,9 @@ def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
     table = pa.concat_tables([digits.select(["image", "label"])] * 5)
     pq.write_table(table, tmp_path / "in" / "0.parquet", row_group_size=400)
     catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
-    runs = [run for block in training._plan_stream(catalog, 252, seed=0) for run in block]
+    runs = [run for block in feed.plan_stream(catalog, 252, seed=0) for run in block]
     assert sorted(run.first_row for run in runs) == list(range(0, 2000, 400))
-    large = [run for block in training._plan_stream(catalog, 700, seed=0) for run in block]
+    large = [run for block in feed.plan_stream(catalog, 700, seed=0) for run in block]
     assert {run.num_rows for run in large} == {256, 144}
 
 
@@ -302,7 +303,7 @@ def test_use_weights_needs_the_column(split, tmp_path, capfd):
 
 
 def test_how_far_an_epoch_is_is_told_while_it_lasts(split, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(train_worker, "_BEAT_SECONDS", 0.0)
     train(config(split, tmp_path))
     beat = RunStore(str(tmp_path)).read_json("train/_beat.json")
     assert beat is not None  # the last of them: from the evaluation that ends the second epoch
