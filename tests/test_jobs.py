@@ -135,6 +135,7 @@ def test_train_script_with_two_workers_counts_every_sample(ray_session, digits, 
     write_shards(digits.slice(300), tmp_path / "test", 2)
     script = ["python", "jobs/train.py", "--input", f"{tmp_path}/odd", "--eval", f"{tmp_path}/test"]
     script += ["--output", f"{tmp_path}/trained", "--epochs", "2", "--num-workers", "2", "--augment", "none"]
+    script += ["--cache-gib", "0"]  # each epoch is a stream of its own, split anew
     client = JobSubmissionClient(ray_session)
     job = client.submit_job(entrypoint=shlex.join(script), runtime_env={"working_dir": working_dir})
     while not client.get_job_status(job).is_terminal():
