@@ -15,7 +15,7 @@ import pytest
 from tests import chaos
 from tests.conftest import write_shards
 
-NUM_POINTS = 24
+NUM_POINTS = 30
 
 
 @pytest.fixture(scope="module")
