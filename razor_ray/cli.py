@@ -262,7 +262,7 @@ def _explain(error: Exception) -> str:
         where = f" ({error.filename})" if error.filename else ""
         return f"no space left on the disk{where}. Make room, and the same command goes on from what is finished."
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        return f"{error}. Once that is mended, the same command goes on from what is finished."
+        return f"{str(error).rstrip('.')}. Once that is mended, the same command goes on from what is finished."
     return str(error)
 
 

@@ -89,7 +89,7 @@ def with_bad_images(table: pa.Table) -> pa.Table:
     return table.set_column(0, "image", pa.array(encoded, pa.binary()))
 
 
-def ask_to_stop(folder: Path, digits: pa.Table, requests: dict[signal.Signals, int]) -> None:
+def assert_stops_when_asked(folder: Path, digits: pa.Table, requests: dict[signal.Signals, int]) -> None:
     """Send signals to a run in the middle of scoring, each of which must end it with its status: told, given back, no
     process left; then the run goes on."""
     path, output = write_shards(digits, folder / "in", 12), folder / "run"

@@ -64,4 +64,4 @@ def test_killed_and_begun_again(whole, tmp_path, seed):
 @pytest.mark.timeout(600)
 def test_asked_to_stop_twice(tmp_path, digits):
     """Ctrl-C, and then SIGTERM, as a scheduler sends it, to the run that goes on."""
-    chaos.ask_to_stop(tmp_path, digits, {signal.SIGINT: 130, signal.SIGTERM: 143})
+    chaos.assert_stops_when_asked(tmp_path, digits, {signal.SIGINT: 130, signal.SIGTERM: 143})

@@ -51,7 +51,7 @@ def test_a_run_that_is_stopped_twice_ends_the_same(tmp_path, digits):
 @pytest.mark.timeout(600)
 def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path, digits):
     """Ctrl-C in the middle of scoring: told, given back, no process left; then the run goes on."""
-    chaos.ask_to_stop(tmp_path, digits, {signal.SIGINT: 130})
+    chaos.assert_stops_when_asked(tmp_path, digits, {signal.SIGINT: 130})
 
 
 def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:

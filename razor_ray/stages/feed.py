@@ -27,6 +27,8 @@ from razor_ray.stages.per_shard import PerShard
 
 _DECODE_BATCH = 256
 _RUN_ROWS = 64
+"""Of a run that may be as short as one likes: a window then holds dozens of them."""
+
 _WINDOW_BATCHES = 16
 
 
@@ -40,6 +42,19 @@ def plan_stream(catalog: Catalog, size: int, seed: int) -> list[list[sources.Pie
 
     Shards may be sorted by class, and what is streamed is shuffled in a window only: in one of long pieces there would
     be few classes.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    size : int
+        Side of the decoded images in pixels.
+    seed : int
+        Decides the order, which is the same in all epochs; the window's draws are not.
+
+    Returns
+    -------
+    list of lists of Piece
+        Together all rows, none twice; of each block about 128 MiB decoded.
     """
     max_rows = ingest.piece_rows(size, _DECODE_BATCH)
     largest_group = max(max(rows, default=0) for rows in catalog.table["group_rows"].to_pylist())
@@ -67,7 +82,25 @@ def dataset(
     weight_column: str | None = None,
     beside: PerShard | None = None,
 ) -> ray.data.Dataset:
-    """Decoded images as blocks. Rows that cannot be used stay, labelled -1, so that every row is accounted for."""
+    """Decoded images as blocks. Rows that cannot be used stay, labelled -1, so that every row is accounted for.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    planned : list of lists of Piece
+        The pieces of each block.
+    size : int
+        Side of the decoded images in pixels.
+    weight_column : str, optional
+        Of the input, with the samples' weights; without it, and without `beside`, they are 1.
+    beside : PerShard, optional
+        The samples' weights, by id.
+
+    Returns
+    -------
+    ray.data.Dataset
+        In the order of the plan: `sample_id` int64, `pixels` (size, size, 3) uint8, `label` int64, `weight` float32.
+    """
 
     def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(1)

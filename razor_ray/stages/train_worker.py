@@ -86,7 +86,8 @@ class Worker:
         self.device = ray.train.torch.get_device()
         self.precision = task.precision
         if self.device.type == "cpu":
-            # Ray limits a worker's threads to the CPUs it reserved, but nothing else computes while it trains.
+            # Ray limits a worker's threads to the CPUs it reserved. Beside it there are decoders at the most, and they
+            # wait for a network that takes long. The number may not depend on time, since sums depend on it.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
         torch.manual_seed(task.config.seed)
         network = model.build(task.arch, len(task.class_names))
