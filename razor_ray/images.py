@@ -16,9 +16,7 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional as transforms
+from torch import Tensor, nn
 
 from razor_ray.headers import MAX_PIXELS, SMALL_IMAGE, ImageError, open_image
 
@@ -114,7 +112,7 @@ def random_crop(images: Tensor, size: int, generator: torch.Generator, *, flip: 
     if side == size:
         pad = max(1, size // 8)
         planes = images.permute(0, 3, 1, 2).to(torch.float32)  # reflection padding knows no uint8
-        images = torch.nn.functional.pad(planes, (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
+        images = nn.functional.pad(planes, (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
         side += 2 * pad
     offsets = torch.randint(0, side - size + 1, (2, batch), generator=generator)  # (2, B)
     mirrored = torch.rand(batch, generator=generator) < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)  # (B,)
@@ -170,7 +168,7 @@ def _decode_pixels(encoded: bytes, size: int) -> Tensor:
     image = open_image(encoded)
     if image.format == "WEBP":  # not PNG: a damaged one can end the process (torchvision 0.29)
         with suppress(RuntimeError):
-            return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+            return _decode_with_torchvision(encoded)
     return _decode_with_pillow(image)
 
 
@@ -199,6 +197,13 @@ def _reduction(height: int, width: int, size: int) -> int:
     return next((reduction for reduction in _REDUCTIONS if seen >= reduction * 2 * size), 1)
 
 
+def _decode_with_torchvision(encoded: bytes) -> Tensor:
+    # Here and not above: it brings torch's compiler along, a second of every process that decodes anything.
+    from torchvision.io import ImageReadMode, decode_image
+
+    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+
+
 def _decode_with_pillow(image: Image.Image) -> Tensor:
     try:
         image.load()
@@ -218,10 +223,13 @@ def _fit(pixels: Tensor, size: int) -> NDArray[np.uint8]:
     if size > SMALL_IMAGE:
         # Cropped first: what is not seen need not be resized, and a very long image stays small.
         seen = max(1, round(min(pixels.shape[-2:]) * _SEEN))
-        pixels = transforms.center_crop(pixels, [seen, seen])
+        top, left = (round((side - seen) / 2) for side in pixels.shape[-2:])
+        pixels = pixels[:, top : top + seen, left : left + seen]
     if pixels.shape[-2:] != (size, size):
         # A dense image of interleaved channels is resized as one, and comes back so; else plane by plane, and whoever
-        # takes it pays for interleaving (a quarter of the time of decoding).
+        # takes it pays for interleaving (a quarter of the time of decoding). Torch tells by the strides, of which that
+        # of the only image may be anything until it is set.
         dense = pixels[None].contiguous(memory_format=torch.channels_last)
-        pixels = transforms.resize(dense, [size, size], antialias=True)[0]
+        dense = dense.as_strided(dense.shape, (dense.numel(), *dense.stride()[1:]))
+        pixels = nn.functional.interpolate(dense, (size, size), mode="bilinear", antialias=True)[0]
     return pixels.permute(1, 2, 0).numpy()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 import pyarrow.fs as pafs
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from razor_ray.headers import SMALL_IMAGE
@@ -247,6 +246,9 @@ def _constructor(arch: str) -> Callable[[int], nn.Module]:
             return getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise ValueError(f"cannot load arch {arch}: {error}. It must be importable on every node.") from error
+    # Here and not above: it brings torch's compiler along, a second of every process that scores.
+    import torchvision
+
     if arch not in torchvision.models.list_models(module=torchvision.models):  # classifiers, not detectors
         raise ValueError(
             f"no arch {arch!r}. Use resnet9, lenet, a torchvision model such as resnet50, or module:function."

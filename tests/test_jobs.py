@@ -24,14 +24,18 @@ from tests.conftest import write_shards
 REPOSITORY = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def working_dir(tmp_path) -> str:
+def ship(folder: Path) -> str:
     """What a job needs of the checkout, and something of its own: jobs of equal content share one upload, which Ray
     deletes when the first of them ends."""
-    for folder in ("razor_ray", "jobs"):
-        shutil.copytree(REPOSITORY / folder, tmp_path / "ship" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "ship" / "unique").write_text(str(tmp_path))
-    return str(tmp_path / "ship")
+    for part in ("razor_ray", "jobs"):
+        shutil.copytree(REPOSITORY / part, folder / "ship" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "ship" / "unique").write_text(str(folder))
+    return str(folder / "ship")
+
+
+@pytest.fixture
+def working_dir(tmp_path) -> str:
+    return ship(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +57,23 @@ def request_to_prune(tmp_path_factory, digits) -> list[str]:
     ]
 
 
-def test_submitted_with_address(ray_session, request_to_prune, working_dir, tmp_path, capfd):
-    arguments = [*request_to_prune, "--output", str(tmp_path / "run"), "--address", ray_session]
-    assert main(["prune", *arguments, "--working-dir", working_dir]) == 0
-    shown = capfd.readouterr()
-    assert "120 of 400 samples" in shown.out  # the job's own last line, followed from here
-    assert "succeeded" in shown.err
-    assert pq.read_table(tmp_path / "run/subset").num_rows == 120
+@pytest.fixture(scope="module")
+def undisturbed(ray_session, request_to_prune, tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """`razor-ray prune --address`, and the run that it left, which nothing befell."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    command = [sys.executable, "-m", "razor_ray.cli", "prune", *request_to_prune, "--output", str(folder / "run")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return chaos.run(
+        [*command, "--address", ray_session, "--working-dir", ship(folder)], environment, 280
+    ), folder / "run"
+
+
+def test_submitted_with_address(undisturbed):
+    ended, run = undisturbed
+    assert ended.returncode == 0, ended.stderr
+    assert "120 of 400 samples" in ended.stdout  # the job's own last line, followed from here
+    assert "succeeded" in ended.stderr
+    assert pq.read_table(run / "subset").num_rows == 120
 
 
 def test_a_job_that_fails_is_a_failure_here(ray_session, request_to_prune, working_dir, tmp_path, capfd):
@@ -73,7 +87,9 @@ def test_a_job_that_fails_is_a_failure_here(ray_session, request_to_prune, worki
 
 
 @pytest.mark.timeout(600)
-def test_a_job_that_is_killed_half_way_and_submitted_again(ray_session, request_to_prune, working_dir, tmp_path):
+def test_a_job_that_is_killed_half_way_and_submitted_again(
+    ray_session, request_to_prune, undisturbed, working_dir, tmp_path
+):
     """Submitted, its driver killed while it works, submitted again: the same subset as of a run that nothing befell."""
     script = ["python", "jobs/prune.py", *request_to_prune, "--output", str(tmp_path / "run")]
     client = JobSubmissionClient(ray_session)
@@ -96,13 +112,12 @@ def test_a_job_that_is_killed_half_way_and_submitted_again(ray_session, request_
     assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
     assert "catalog   done before, skipped" in client.get_job_logs(job)
     assert not (tmp_path / "run/_lease.json").exists()
-    assert main(["prune", *request_to_prune, "--output", str(tmp_path / "alone")]) == 0
-    assert chaos.result(tmp_path / "run") == chaos.result(tmp_path / "alone")
+    assert chaos.result(tmp_path / "run") == chaos.result(undisturbed[1])
 
 
 @pytest.mark.timeout(600)
 def test_a_job_whose_driver_is_killed_is_restarted_by_who_follows_it(
-    ray_session, request_to_prune, working_dir, tmp_path, capfd
+    ray_session, request_to_prune, undisturbed, working_dir, tmp_path, capfd
 ):
     run = tmp_path / "run"
 
@@ -120,7 +135,7 @@ def test_a_job_whose_driver_is_killed_is_restarted_by_who_follows_it(
     shown = capfd.readouterr()
     assert shown.err.count("restart ") == shown.err.count(" failed") == 1
     assert "proxy     done before, skipped" in shown.out
-    assert pq.read_table(run / "subset").num_rows == 120
+    assert chaos.result(run) == chaos.result(undisturbed[1])
 
 
 def test_no_cluster_there(request_to_prune, tmp_path, capfd):

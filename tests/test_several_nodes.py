@@ -41,17 +41,13 @@ def test_nodes_and_workers_that_go(tmp_path, digits):
         ended = chaos.run(command, environment, SECONDS)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     assert ended.stdout.count("a node was lost") == 2
-    scored = chaos.scored(tmp_path / "log")
+    scored = [line for line in chaos.scored(tmp_path / "log") if "/nodes/" in line]
     assert len(set(scored)) == NUM_SHARDS
     assert len(scored) - NUM_SHARDS <= 2  # what the lost node had in hand
     manifest = json.loads((tmp_path / "nodes/manifest.json").read_text())
     assert manifest["counts"] == {"input": 400, "scored": 397, "kept": 119, "dropped": 278, "quarantined": 3}
-    # One process on one machine finds the same.
-    arguments = ["--input", str(tmp_path / "in"), "--proxy.weights", str(tmp_path / "proxy.safetensors")]
-    arguments += ["--keep-fraction", "0.3", "--output", str(tmp_path / "alone"), "--score.num-workers", "1"]
-    alone = chaos.begin(["prune", *arguments], tmp_path / "log-alone")
-    assert alone.returncode == 0, alone.stderr
-    assert chaos.result(tmp_path / "nodes") == chaos.result(tmp_path / "alone")
+    # One actor, to whom nothing happens, finds the same.
+    assert chaos.result(tmp_path / "nodes") == chaos.result(tmp_path / "undisturbed")
     assert chaos.was_killed(tmp_path / "log")
     lines = [json.loads(line) for line in (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["num_samples"]) for line in lines] == [(1, 400), (2, 400), (3, 400)]

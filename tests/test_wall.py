@@ -77,6 +77,15 @@ def test_the_command_line_imports_ray_only_when_it_runs():
     assert not {name for name in imported(at_the_top(parse("razor_ray.cli"))) if name.split(".")[0] == "ray"}
 
 
+def test_who_scores_does_not_wait_for_a_compiler():
+    """torchvision brings torch's along, a second of every process; it is imported where it is used."""
+    script = (
+        "import sys, razor_ray.stages.score; print(sorted({'torch', 'torchvision', 'torch._dynamo'} & {*sys.modules}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert loaded.stdout == "{'torch'}\n", loaded.stderr
+
+
 def layer(module: str) -> int:
     """config, schema <- pure modules <- stages <- pipeline <- cli."""
     if module in ("razor_ray", "razor_ray.config", "razor_ray.schema"):

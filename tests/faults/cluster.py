@@ -77,14 +77,15 @@ def lose_a_node(cluster: Cluster) -> None:
     add(cluster)
 
 
-def prune(folder: Path, output: Path) -> int:
+def prune(folder: Path, output: Path, num_workers: int = 2) -> int:
     arguments = ["--input", f"{folder}/in", "--proxy.weights", f"{folder}/proxy.safetensors", "--keep-fraction", "0.3"]
-    return run("prune", [*arguments, "--output", str(output), "--score.num-workers", "2"])
+    return run("prune", [*arguments, "--output", str(output), "--score.num-workers", str(num_workers)])
 
 
 def main(folder: Path) -> int:
     cluster = start()
     try:
+        assert prune(folder, folder / "undisturbed", num_workers=1) == 0
         output = folder / "nodes"
         scores = output / "_staging" / "scores"
         lost = When(lambda: len(list(scores.glob("part-*"))) >= 2, lambda: lose_a_node(cluster))
