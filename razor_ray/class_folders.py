@@ -28,7 +28,7 @@ _READERS = 8
 """Threads that read files, which on an object store mostly wait."""
 
 _PAUSES = (0.5, 2.0)
-"""Seconds before a file that a store failed to give is asked for again."""
+"""Seconds before a file or a list that a store failed to give is asked for again."""
 
 _FROM = " files from "
 
@@ -169,28 +169,40 @@ def _some_at_once(files: list[_File]) -> Iterator[list[_File]]:
 
 
 def _list_run(source: Source, shard: int) -> list[_File]:
+    """The files of a run, as they are now. Of a store that fails, and goes on failing, it raises OSError."""
     count, _, first = source.paths[shard].partition(_FROM)
-    first_class, _, first_name = first.partition("/")
-    files: list[_File] = []
-    try:
-        infos = source.filesystem.get_file_info(pafs.FileSelector(source.base))
-        names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
-        for class_name in names:
-            if class_name < first_class or class_name.startswith("."):
-                continue
-            found = sorted(_list_class(source, class_name))
-            files += [file for file in found if class_name > first_class or file.name >= first_name]
-            if len(files) >= int(count):
-                break
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
-    files = files[: int(count)]
+    for pause in (*_PAUSES, None):
+        try:
+            files = _list_from(source, first, int(count))
+            break
+        except (pa.ArrowException, FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
+        except OSError:
+            if pause is None:
+                raise
+            time.sleep(pause)
     if _fingerprint(files) != source.fingerprints[shard]:
         raise InputError(
             f"the {source.paths[shard]} in {source.base} are not those that were there before. Leave the input as it "
             "is while it is read, and choose another --output for a changed one."
         )
     return files
+
+
+def _list_from(source: Source, first: str, count: int) -> list[_File]:
+    """As many files as there are of `count`, in order, from the first on."""
+    first_class, _, first_name = first.partition("/")
+    infos = source.filesystem.get_file_info(pafs.FileSelector(source.base))
+    names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+    files: list[_File] = []
+    for class_name in names:
+        if class_name < first_class or class_name.startswith("."):
+            continue
+        found = sorted(_list_class(source, class_name))
+        files += [file for file in found if class_name > first_class or file.name >= first_name]
+        if len(files) >= count:
+            break
+    return files[:count]
 
 
 def _fingerprint(files: list[_File]) -> str:

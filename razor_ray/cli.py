@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -56,6 +57,7 @@ class ClusterOptions:
 _MAY_BE_IN_CONFIG = "What is marked as required may come from --config instead."
 
 _REFUSED = 2
+_FOLLOW_AGAIN_SECONDS = 1.0
 """Exit status of a request that cannot be met, however often it is made."""
 
 _FLAT = tyro.conf.arg(name="")
@@ -231,8 +233,12 @@ def _run_job(client: Any, verb: str, config: AnyConfig, cluster: ClusterOptions)
         },
     )
     print(f"submitted {job}; it goes on if you stop following it with Ctrl-C", file=sys.stderr)
-    asyncio.run(_follow(client, job))
-    info = client.get_job_info(job)
+    try:
+        info = _follow_to_the_end(client, job)
+    except KeyboardInterrupt:
+        ways = (f"ray job {what} --address {cluster.address} {job}" for what in ("logs --follow", "stop"))
+        print(f"\n{job} goes on. Follow it, or end it: {', '.join(ways)}", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     print(f"job {job} {info.status.value.lower()}", file=sys.stderr)
     if info.status.value == "SUCCEEDED":
         return 0
@@ -240,6 +246,15 @@ def _run_job(client: Any, verb: str, config: AnyConfig, cluster: ClusterOptions)
         return None
     # Killed by a signal or lost with its node: a failure without a status of its own.
     return info.driver_exit_code if (info.driver_exit_code or 0) > 0 else 1
+
+
+def _follow_to_the_end(client: Any, job: str) -> Any:
+    while True:
+        asyncio.run(_follow(client, job))
+        info = client.get_job_info(job)
+        if info.status.is_terminal():
+            return info
+        time.sleep(_FOLLOW_AGAIN_SECONDS)  # the connection has ended, the job has not
 
 
 async def _follow(client: Any, job: str) -> None:

@@ -224,12 +224,11 @@ def save_weights(network: nn.Module) -> bytes:
 
 
 def read_file(filesystem: pafs.FileSystem, path: str) -> bytes:
-    """A whole file, with an error that names it if it is not there."""
-    try:
-        with filesystem.open_input_file(path) as stream:
-            return stream.read()
-    except (FileNotFoundError, OSError) as error:
-        raise ValueError(f"cannot read {path}: {error}") from error
+    """A whole file. That it is not there is for the user to mend, a ValueError; that a store fails is an OSError."""
+    if filesystem.get_file_info(path).type != pafs.FileType.File:
+        raise ValueError(f"cannot read {path}: there is no such file.")
+    with filesystem.open_input_file(path) as stream:
+        return stream.read()
 
 
 def weights_hash(content: bytes) -> str:

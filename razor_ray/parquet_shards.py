@@ -32,20 +32,23 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         If the file is no Parquet, a column is missing or of another type; the message names the shard.
     """
     path = source.paths[shard]
+
+    def look(file: pq.ParquetFile) -> ShardFacts:
+        kind = _check_columns(file.schema_arrow, path, config)
+        labels = file.read(columns=[config.label_column])[config.label_column] if file.metadata.num_rows else None
+        return ShardFacts(
+            num_samples=file.metadata.num_rows,
+            fingerprint=_fingerprint(source, shard, labels),
+            label_kind=kind,
+            label_counts=_count(labels),
+            class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
+            image_dimensions=_probe_images(source, shard, config.image_column),
+            group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
+        )
+
     try:
-        with pq.ParquetFile(source.path(shard), filesystem=source.filesystem) as file:
-            kind = _check_columns(file.schema_arrow, path, config)
-            labels = file.read(columns=[config.label_column])[config.label_column] if file.metadata.num_rows else None
-            return ShardFacts(
-                num_samples=file.metadata.num_rows,
-                fingerprint=_fingerprint(source, shard, labels),
-                label_kind=kind,
-                label_counts=_count(labels),
-                class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
-                image_dimensions=_probe_images(source, shard, config.image_column),
-                group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
-            )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        return _look(source, shard, look)
+    except (_DamagedError, UnicodeDecodeError, FileNotFoundError, PermissionError) as error:
         raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
 
 
@@ -66,8 +69,9 @@ def read(
     """
     columns = [config.image_column, config.label_column]
     columns += [name for name in (config.id_column, weight_column) if name]
-    table = _unless_damaged(source, piece.shard_id, lambda file: _rows_of_piece(file, piece, columns))
-    if table is None:
+    try:
+        table = _look(source, piece.shard_id, lambda file: _rows_of_piece(file, piece, columns))
+    except _DamagedError:
         yield from _damaged(piece, batch_size, weight_column)
         return
     for start in range(0, table.num_rows, batch_size):
@@ -83,6 +87,10 @@ def read(
             "problem": pa.nulls(batch.num_rows, pa.string()),
         }
         yield pa.table(found | ({"weight": batch[weight_column]} if weight_column else {}))
+
+
+class _DamagedError(Exception):
+    """A shard that its store gives, and that cannot be read."""
 
 
 class _Witness:
@@ -105,13 +113,15 @@ class _Witness:
             raise
 
 
-def _unless_damaged(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T | None:
-    """What `look` finds in a shard, or None if that is damaged.
+def _look(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T:
+    """What `look` finds in a shard.
 
     Arrow raises the same for both, so an error is believed only from a second handle that saw the store give all bytes.
 
     Raises
     ------
+    _DamagedError
+        If the shard is damaged.
     OSError
         If the store fails twice.
     """
@@ -133,7 +143,7 @@ def _unless_damaged(source: Source, shard: int, look: Callable[[pq.ParquetFile],
         except (pa.ArrowException, OSError) as error:
             if witness.failed_with is not None:
                 raise witness.failed_with from error
-            return None
+            raise _DamagedError(str(error)) from error
 
 
 def _damaged(piece: Piece, batch_size: int, weight_column: str | None) -> Iterator[pa.Table]:
@@ -320,4 +330,7 @@ def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[int, i
         return [] if batch is None else image_bytes(pa.chunked_array([batch.column(0)]))
 
     # Where they are damaged, reading will tell of every sample.
-    return headers.dimensions_of_some(_unless_damaged(source, shard, first_images) or ())
+    try:
+        return headers.dimensions_of_some(_look(source, shard, first_images))
+    except _DamagedError:
+        return ()

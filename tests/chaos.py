@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
-from razor_ray import model
 from tests.conftest import write_shards
 
 REPOSITORY = Path(__file__).parents[1]
 FAULTS = REPOSITORY / "tests" / "faults"
 SECONDS = 280
 """That a run may take, lest one that hangs holds up everything."""
+
+NUM_EPOCHS = 8
+"""Of the proxy of a run that is asked to stop: enough for a signal to meet one."""
 
 
 def begin(arguments: list[str], log: Path, **faults: str | int) -> subprocess.CompletedProcess[str]:
@@ -89,49 +90,53 @@ def with_bad_images(table: pa.Table) -> pa.Table:
     return table.set_column(0, "image", pa.array(encoded, pa.binary()))
 
 
-def assert_stops_when_asked(folder: Path, digits: pa.Table, requests: dict[signal.Signals, int]) -> None:
-    """Send signals to a run in the middle of scoring, each of which must end it with its status: told, given back, no
-    process left; then the run goes on."""
+def assert_stops_when_asked(folder: Path, digits: pa.Table, requests: list[tuple[str, signal.Signals]]) -> None:
+    """Send signals to a run while it trains its proxy ('train') or scores ('score'), each of which must end it: told,
+    given back, no process left. Whoever goes on trains no epoch and scores no piece again."""
     path, output = write_shards(digits, folder / "in", 12), folder / "run"
-    torch.manual_seed(0)
-    (folder / "proxy.safetensors").write_bytes(model.save_weights(model.build("resnet9", 10)))
     arguments = ["prune", "--input", str(path), "--output", str(output), "--keep-fraction", "0.3"]
-    arguments += ["--proxy.weights", f"{folder}/proxy.safetensors"]
-
-    def num_pieces() -> int:
-        return len(list((output / "_staging" / "scores").glob("part-*")))
-
+    arguments += ["--proxy.epochs", str(NUM_EPOCHS)]
     with tempfile.TemporaryDirectory(prefix="ray-") as short:  # by which its processes are known
-        for request, status in requests.items():
-            command, environment = with_faults(arguments, folder / "log", slow=1.0)
-            environment["RAY_TMPDIR"] = short
-            num_finished = num_pieces()  # some ended while it was stopping
-            started = subprocess.Popen(
-                command,
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-                # A shell's background job ignores Ctrl-C, and what it starts would too.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-            while num_pieces() <= num_finished:
-                assert started.poll() is None, started.communicate()[1]
-                time.sleep(0.05)
-            started.send_signal(request)
-            said = started.communicate(timeout=120)[1]
-            assert started.returncode == status, said
-            assert said.endswith("\nrazor-ray prune: stopped. The same command goes on from what is finished.\n")
-            assert "Traceback" not in said
+        for stage, request in requests:
+            stop_when_asked(arguments, folder / "log", short, stage, request)
             assert not (output / "_lease.json").exists()
-            end = time.monotonic() + 30
-            while (left := _processes_of(short)) and time.monotonic() < end:
-                time.sleep(0.2)
-            assert not left
-    ended = begin(arguments, folder / "log")
-    assert ended.returncode == 0, ended.stderr
-    pieces = scored(folder / "log")
-    assert len(set(pieces)) == 12
-    assert len(pieces) - 12 <= 2 * len(requests)  # a piece for each actor that was stopped
+            assert (output / "proxy" / ".commit.json").exists() == (stage == "score")
+    assert_nothing_twice(folder / "log")
+
+
+def stop_when_asked(arguments: list[str], log: Path, ray_folder: str, stage: str, request: signal.Signals) -> None:
+    """One run, from its beginning until it has ended by a signal."""
+    command, environment = with_faults(arguments, log, slow=1.0)
+    environment["RAY_TMPDIR"] = ray_folder
+    num_steps = len(steps(log))
+    started = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores Ctrl-C, and what it starts would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    sign = {"train": "/_proxy/state.pt", "score": "/scores/part-"}[stage]
+    while not any(line.startswith("done ") and sign in line for line in steps(log)[num_steps:]):
+        assert started.poll() is None, started.communicate()[1]
+        time.sleep(0.05)
+    started.send_signal(request)
+    said = started.communicate(timeout=120)[1]
+    assert started.returncode == 128 + request, said
+    assert said.endswith("\nrazor-ray prune: stopped. The same command goes on from what is finished.\n")
+    assert "Traceback" not in said
+    end = time.monotonic() + 30
+    while (left := _processes_of(ray_folder)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not left
+
+
+def assert_nothing_twice(log: Path) -> None:
+    """Of the epochs and pieces that were finished none was finished again."""
+    epochs = [line for line in steps(log) if line.startswith("done ") and line.endswith("/_proxy/state.pt")]
+    assert len(epochs) == NUM_EPOCHS
+    assert len(scored(log)) == len(set(scored(log)))
 
 
 def _processes_of(folder: str) -> list[str]:

@@ -158,6 +158,29 @@ def test_a_store_that_goes_on_failing_stops_the_run_and_quarantines_nothing(tmp_
         list(sources.read(source, Piece(0, source.paths[0], 0, 2), InputConfig(path=str(tmp_path)), 2))
 
 
+@pytest.mark.parametrize("num_failures", [1, 2, 3])
+def test_a_store_that_fails_to_list_is_asked_again(tmp_path, monkeypatch, num_failures):
+    put(tmp_path, "a/1.png", "a/2.png")
+    monkeypatch.setattr(class_folders, "_PAUSES", (0, 0))
+    config, found = InputConfig(path=str(tmp_path)), find(tmp_path)
+    failures = [OSError("503 Slow Down")] * num_failures
+
+    class Failing(pafs.FSSpecHandler):
+        def get_file_info_selector(self, selector):
+            if failures:
+                raise failures.pop()
+            return super().get_file_info_selector(selector)
+
+    source = dataclasses.replace(found, filesystem=pafs.PyFileSystem(Failing(fsspec.filesystem("file"))))
+    piece = Piece(0, source.paths[0], 0, 2)
+    if num_failures == 3:
+        with pytest.raises(OSError, match="503 Slow Down"):
+            list(sources.read(source, piece, config, 2))
+    else:
+        assert pa.concat_tables(sources.read(source, piece, config, 2)).num_rows == 2
+    assert not failures
+
+
 def test_large_files_are_not_in_memory_together(tmp_path, monkeypatch):
     put(tmp_path, *(f"a/{row}.png" for row in range(8)))
     size = (tmp_path / "a" / "0.png").stat().st_size

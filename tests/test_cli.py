@@ -433,7 +433,7 @@ def cluster(monkeypatch, ran):
 
         def get_job_info(self, job):
             code = found.exit_codes.pop(0) if found.exit_codes else None
-            return SimpleNamespace(status=SimpleNamespace(value=found.status), driver_exit_code=code)
+            return SimpleNamespace(status=ray.job_submission.JobStatus(found.status), driver_exit_code=code)
 
     import ray.job_submission
 

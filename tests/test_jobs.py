@@ -16,8 +16,9 @@ import pytest
 import torch
 from ray.job_submission import JobSubmissionClient
 
-from razor_ray import model
+from razor_ray import images, model
 from razor_ray.cli import main
+from razor_ray.training import predict
 from tests import chaos
 from tests.conftest import write_shards
 
@@ -160,6 +161,15 @@ def test_train_script_with_two_workers_counts_every_sample(ray_session, digits, 
     assert [(line["num_samples"], line["num_dropped"]) for line in lines] == [(298, 1)] * 2
     assert lines[-1]["num_eval"] == 100  # of the held-out none is dropped
     assert lines[-1]["train_loss"] < lines[0]["train_loss"]
+    # What was measured, by both workers, is the network that was kept.
+    network = model.build("resnet9", 10)
+    model.load_weights(network, (tmp_path / "trained/train/model.safetensors").read_bytes(), "model.safetensors")
+    held_out = pq.read_table(tmp_path / "test")
+    pixels = torch.from_numpy(images.decode_batch(held_out["image"].to_pylist(), 8)[0])
+    precision = json.loads((tmp_path / "trained/train/model.json").read_text())["precision"]
+    found = predict(network, pixels, precision=precision, device=torch.device("cpu")).tolist()
+    num_right = sum(one == other for one, other in zip(found, held_out["label"].to_pylist(), strict=True))
+    assert num_right == round(100 * lines[-1]["accuracy"])
 
 
 def test_prune_script_takes_what_the_command_takes():

@@ -372,6 +372,20 @@ def test_a_store_that_fails_for_a_moment_is_no_damage(tmp_path, failing):
     assert found.equals(pa.concat_tables(sources.read(find(path), piece, config, 2)))
 
 
+def test_a_store_that_fails_is_no_broken_shard(tmp_path):
+    """A broken shard is for the user to mend, and ends a job for good; a store that fails does not."""
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4)
+    config = InputConfig(path=str(path))
+
+    def inspect(*failing: int) -> shards.ShardFacts:
+        store = pafs.PyFileSystem(FailingStore(failing))
+        return sources.inspect(dataclasses.replace(find(path), filesystem=store), 0, config)
+
+    assert inspect(0) == inspect(1) == inspect() == sources.inspect(find(path), 0, config)
+    with pytest.raises(OSError, match="503 Slow Down"):
+        inspect(*range(100))
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_store_that_goes_on_failing_stops_the_run(tmp_path, first):
     path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4)

@@ -30,6 +30,7 @@ def test_nodes_and_workers_that_go(tmp_path, digits):
         "slow": 0.3,
         "fault": "kill",
         "when": "open " + str(tmp_path / "trained/train/state.pt"),
+        "nth": 2,
     }
     with tempfile.TemporaryDirectory(prefix="ray-") as short:  # paths of sockets have a limit
         environment = os.environ | {
@@ -51,4 +52,6 @@ def test_nodes_and_workers_that_go(tmp_path, digits):
     assert chaos.was_killed(tmp_path / "log")
     lines = [json.loads(line) for line in (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["num_samples"]) for line in lines] == [(1, 400), (2, 400), (3, 400)]
+    # From the checkpoint of the first epoch, not from the start.
+    assert chaos.steps(tmp_path / "log").count(f"done {tmp_path}/trained/train/state.pt") == 3
     assert pq.read_table(tmp_path / "nodes/subset").num_rows == 119

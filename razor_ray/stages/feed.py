@@ -123,6 +123,18 @@ def dataset(
     return decoded
 
 
+def names(name: str, *, is_cached: bool) -> tuple[str, ...]:
+    """Names by which Ray Train is to know a dataset.
+
+    Two if it is streamed: Ray gives one stream of a name at a time, and an epoch's may begin before that of the epoch
+    before it has ended.
+
+    >>> names("train", is_cached=True), names("train", is_cached=False)
+    (('train',), ('train_odd', 'train_even'))
+    """
+    return (name,) if is_cached else (f"{name}_odd", f"{name}_even")
+
+
 class Feed:
     """A worker's share of a dataset.
 
@@ -132,8 +144,8 @@ class Feed:
 
     Parameters
     ----------
-    name : str
-        Of the dataset, as Ray Train knows it.
+    names : tuple of str
+        Of the dataset, as Ray Train knows it; epochs take turns with them.
     batch_size : int
     num_rows : int
         Of the share, as planned.
@@ -143,20 +155,23 @@ class Feed:
         Keep what was decoded.
     """
 
-    def __init__(self, name: str, batch_size: int, num_rows: int, beat: Callable[[], None], *, is_cached: bool) -> None:
-        self.name, self.batch_size, self.is_cached = name, batch_size, is_cached
-        self.beat = beat
+    def __init__(
+        self, names: tuple[str, ...], batch_size: int, num_rows: int, beat: Callable[[], None], *, is_cached: bool
+    ) -> None:
+        self.batch_size, self.is_cached, self.beat = batch_size, is_cached, beat
         self.num_batches = -(-num_rows // batch_size)
         """Of an epoch. The same on every worker, since an equal split gives all of them as many rows."""
         self._cache: dict[str, Tensor] | None = None
         self._order = torch.empty(0, dtype=torch.long)
+        self._names = itertools.cycle(names)
         self._begun: Iterator[dict[str, NDArray[Any]]] | None = None
         """The stream of the next epoch, if it is under way."""
 
     def batches(self, generator: torch.Generator | None, *, is_followed: bool = False) -> Iterator[dict[str, Tensor]]:
         """One epoch; shuffled, if there is a generator to do it by.
 
-        If another epoch is to follow at once, its stream begins when this one's ends, while the window is still full.
+        If another epoch is to follow at once, its stream begins when as much of this one's is left as the window holds,
+        which is full then: the start of a stream, which takes half a second, and its first blocks cost no time.
         """
         for batch in self._from_cache(generator) if self.is_cached else self._streamed(generator, is_followed):
             self.beat()
@@ -175,11 +190,16 @@ class Feed:
             }
 
     def _stream(self, is_followed: bool) -> Iterator[dict[str, NDArray[Any]]]:
-        yield from self._begun or self._begin()
-        self._begun = self._begin() if is_followed else None
+        stream, self._begun = self._begun or self._begin(), None
+        # After the same batch in all workers, who have as many: Ray begins no worker's share before all ask for theirs.
+        last = max(1, self.num_batches - _WINDOW_BATCHES)
+        for number, batch in enumerate(stream, start=1):
+            if is_followed and number == last:
+                self._begun = self._begin()
+            yield batch
 
     def _begin(self) -> Iterator[dict[str, NDArray[Any]]]:
-        shard: Any = ray.train.get_dataset_shard(self.name)
+        shard: Any = ray.train.get_dataset_shard(next(self._names))
         return begun(shard.iter_batches(batch_size=self.batch_size, prefetch_batches=2))
 
     def _from_cache(self, generator: torch.Generator | None) -> Iterator[dict[str, Tensor]]:
@@ -194,7 +214,7 @@ class Feed:
 
     def _fill(self) -> None:
         parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
-        shard: Any = ray.train.get_dataset_shard(self.name)
+        shard: Any = ray.train.get_dataset_shard(next(self._names))
         for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
             self.beat()
             for name, values in batch.items():
@@ -246,7 +266,8 @@ def shuffled_in_window(
     Yields
     ------
     dict of ndarrays
-        As many batches as came in, of the same lengths if `window` is a multiple of them; every row once.
+        As many batches as came in, every row once. The last are even rather than one of them small, whose few images
+        would make noise of the batch statistics, or an error.
     """
     held: dict[str, NDArray[Any]] = {}
     num_held = batch_size = 0
@@ -254,8 +275,9 @@ def shuffled_in_window(
         num_rows = len(next(iter(batch.values())))
         if not held:
             batch_size = num_rows
-            held = {name: np.empty((window, *values.shape[1:]), values.dtype) for name, values in batch.items()}
-        fresh = min(num_rows, window - num_held)
+            room = window + batch_size  # for a short last batch too
+            held = {name: np.empty((room, *values.shape[1:]), values.dtype) for name, values in batch.items()}
+        fresh = num_rows if num_rows < batch_size else min(num_rows, window - num_held)
         for name, values in batch.items():
             held[name][num_held : num_held + fresh] = values[:fresh]
         num_held += fresh
@@ -265,6 +287,6 @@ def shuffled_in_window(
             for name, values in batch.items():
                 held[name][places] = values[fresh:]
             yield drawn
-    order = rng.permutation(num_held)
-    for start in range(0, num_held, max(batch_size, 1)):
-        yield {name: values[order[start : start + batch_size]] for name, values in held.items()}
+    if num_held:
+        for places in np.array_split(rng.permutation(num_held), -(-num_held // batch_size)):
+            yield {name: values[places] for name, values in held.items()}

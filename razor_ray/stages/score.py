@@ -17,7 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,10 @@ class Proxy:
     """Where `stages.ispl.write` wrote the losses of earlier rounds, if they are to be kept."""
 
 
+BEGUN = "_scoring"
+"""Folder of the run that says how scoring began, until it has ended."""
+
+
 class QuarantineError(ValueError):
     """More images were unusable than the configuration allows; the message counts them by reason."""
 
@@ -76,14 +80,16 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     ------
     QuarantineError
         As soon as more samples are quarantined than `max_quarantine_fraction` of the input.
+    ValueError
+        If some were scored on GPUs, and now there is none.
     """
-    resources = _resources(config, proxy.device, proxy.image_size)
+    resources = _resources_as_begun(config, proxy, store)
     batch_size = resources.batch_size
     pieces = plan(catalog, max_rows=ingest.piece_rows(proxy.image_size, batch_size), batch_size=batch_size)
     plan_hash = _plan_hash(catalog, proxy, resources, pieces)
     names = {file_name(piece, plan_hash): piece for piece in pieces}
     folders = {"scores": store.begin("scores", keep=names)}
-    scored = store.finished("scores")
+    scored = store.finished("scores") & names.keys()  # an actor of another plan's may still be at work
     # Not those of pieces that were not finished: what is to be quarantined of them is found again.
     folders["quarantine"] = store.begin("quarantine", keep=scored)
     reasons = _count_reasons(store, folders["quarantine"])
@@ -108,6 +114,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         "hardness": hardness_column(config, schema.DYNAMICS_NAMES if proxy.dynamics_folder else ()),
     }
     store.commit("scores", facts, names)
+    store.discard(BEGUN)
 
 
 def check_resources(config: ScoreConfig, device: str) -> None:
@@ -406,6 +413,30 @@ def _resources(config: ScoreConfig, device: str, image_size: int) -> Resources:
     # yet to bring are not shared.
     share = 1 / -(-workers // gpus) if runtime.num_gpus() else 1.0
     return Resources(workers, 1.0, share, batch_size, precision)
+
+
+def _resources_as_begun(config: ScoreConfig, proxy: Proxy, store: RunStore) -> Resources:
+    """Resources that give the rest of the pieces the scores that they would have had from the start.
+
+    What 'auto' stands for depends on the GPUs that are there, and they may have gone with their nodes, or come.
+    """
+    resources = _resources(config, proxy.device, proxy.image_size)
+    name = f"{BEGUN}/begun.json"
+    try:
+        begun = store.read_json(name)
+    except json.JSONDecodeError:  # killed while it was written, before anything was scored
+        begun = None
+    if begun is None or not store.finished("scores"):
+        begun = {"batch_size": resources.batch_size, "precision": resources.precision, "gpu": resources.num_gpus > 0}
+        store.write_json(name, begun)
+    if begun["gpu"] and not resources.num_gpus:
+        raise ValueError(
+            f"{len(store.finished('scores'))} pieces of {store.uri} were scored on GPUs, and now there is none. Give "
+            "the same command again when there is, or begin anew with --proxy.device cpu and another --output."
+        )
+    if resources.num_gpus and not begun["gpu"]:
+        resources = _resources(config, "cpu", proxy.image_size)
+    return replace(resources, batch_size=begun["batch_size"], precision=begun["precision"])
 
 
 def _score_table(batch: ingest.Batch, columns: dict[str, np.ndarray], usable: np.ndarray) -> pa.Table:

@@ -80,7 +80,10 @@ def train(
     else:
         planned = feed.plan_stream(catalog, task.stored_size, config.seed)
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
-    datasets = {"train": feed.dataset(catalog, planned, task.stored_size, weight_column, beside)}
+    datasets = {
+        name: feed.dataset(catalog, planned, task.stored_size, weight_column, beside)
+        for name in feed.names("train", is_cached=task.is_cached)
+    }
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
         share = held_out_pieces[rank :: task.num_workers]
@@ -92,7 +95,8 @@ def train(
         datasets=datasets,  # type: ignore[arg-type]
         # Held-out images are dealt out by us: an equal split would drop its remainder, and every one counts.
         dataset_config=ray.train.DataConfig(
-            datasets_to_split=["train"], execution_options=ExecutionOptions(preserve_order=True)
+            datasets_to_split=list(feed.names("train", is_cached=task.is_cached)),
+            execution_options=ExecutionOptions(preserve_order=True),
         ),
         # No workers means in this process: a lone worker on this machine's CPUs need not wait 20 s for another.
         scaling_config=ray.train.ScalingConfig(
@@ -172,7 +176,9 @@ def read_metrics(store: RunStore, folder: str) -> list[dict[str, Any]]:
     if store.filesystem.get_file_info(store.path(folder, "metrics.jsonl")).type == pafs.FileType.NotFound:
         return []
     with store.filesystem.open_input_stream(store.path(folder, "metrics.jsonl")) as stream:
-        return [json.loads(line) for line in stream.read().decode().splitlines()]
+        lines = stream.read().decode().splitlines(keepends=True)
+    # Where writes go to their place the last may lack its end.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def dynamics_files(store: RunStore, folder: str) -> list[str]:
@@ -260,7 +266,8 @@ def _follow(
     while True:
         is_last = ended.wait(1.0)
         # A store that does not answer for a moment must not end this: without it the run would seem to stand still.
-        with suppress(OSError):
+        # One that writes in place may give half of a file.
+        with suppress(OSError, json.JSONDecodeError):
             for line in read_metrics(store, folder)[num_epochs:]:
                 num_epochs += 1
                 finished += line["num_samples"]

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import write_file, write_table
-from razor_ray.stages import preflight
+from razor_ray.stages import feed, preflight
 from razor_ray.stages.dynamics import from_table, to_table
 from razor_ray.stages.feed import Feed
 
@@ -112,12 +112,13 @@ class Worker:
         self.num_seen = 0
         """Samples of the epoch under way that this worker has trained on."""
         rows = task.num_samples // task.num_workers
-        self.train_feed = Feed("train", task.batch_size, rows, self._beat, is_cached=task.is_cached)
+        names = feed.names("train", is_cached=task.is_cached)
+        self.train_feed = Feed(names, task.batch_size, rows, self._beat, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
         self.eval_feed = (
             None
             if self.rank >= task.num_eval_feeds
-            else Feed(f"eval_{self.rank}", _EVAL_BATCH, 0, self._beat, is_cached=task.is_eval_cached)
+            else Feed((f"eval_{self.rank}",), _EVAL_BATCH, 0, self._beat, is_cached=task.is_eval_cached)
         )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1
@@ -176,6 +177,10 @@ class Worker:
 
     def _evaluate(self) -> dict[str, Any]:
         self.plain.eval()
+        if self.task.num_workers > 1:
+            # The statistics of rank 0, whose network is kept: each worker has gathered its own since the last step.
+            for buffer in self.plain.buffers():
+                torch.distributed.broadcast(buffer, 0)
         confusion = torch.zeros(len(self.task.class_names), len(self.task.class_names), dtype=torch.float64)
         with torch.inference_mode(), training.autocast(self.device, self.precision):
             for batch in self.eval_feed.batches(None) if self.eval_feed else ():
@@ -197,7 +202,8 @@ class Worker:
             # All workers have as much to do and wait for each other at every step.
             seen = self.num_seen * self.task.num_workers
             beat = {"at": now, "epoch": len(self.lines) + 1, "num_samples": seen}
-            write_file(self.task.filesystem, f"{self.task.folder}/{BEAT}", json.dumps(beat).encode())
+            with suppress(OSError):  # the next may succeed; without any the run is taken for one that stands still
+                write_file(self.task.filesystem, f"{self.task.folder}/{BEAT}", json.dumps(beat).encode())
 
     def _sum_over_workers(self, values: Tensor) -> Tensor:
         if self.task.num_workers == 1:
@@ -222,6 +228,9 @@ class Worker:
 
     def _report(self, line: dict[str, Any]) -> None:
         if self.rank == 0:
+            # An earlier attempt of more workers may have died after it wrote them.
+            for path in dynamics_files(self.task.filesystem, self.task.folder, line["epoch"])[self.task.num_workers :]:
+                self.task.filesystem.delete_file(path)
             self._write_results()
             for path in dynamics_files(self.task.filesystem, self.task.folder, line["epoch"] - 1):
                 self.task.filesystem.delete_file(path)

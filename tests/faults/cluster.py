@@ -100,7 +100,8 @@ def main(folder: Path) -> int:
         lost.end("sampling")
         # Training: the environment says at which of its writes a worker is killed.
         paths = ["--input", f"{folder}/in", "--output", f"{folder}/trained"]
-        options = ["--num-workers", "2", "--epochs", "3", "--augment", "none"]
+        # Streamed, so that epochs overlap.
+        options = ["--num-workers", "2", "--epochs", "3", "--augment", "none", "--cache-gib", "0"]
         assert run("train", [*paths, *options]) == 0, "training did not survive the loss of a worker"
         return 0
     finally:

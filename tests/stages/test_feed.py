@@ -32,7 +32,11 @@ def test_every_row_comes_once_with_its_columns(num_rows, batch_size, window, see
     ids = np.concatenate([batch["id"] for batch in got]) if got else np.zeros(0, int)
     assert sorted(ids.tolist()) == list(range(num_rows))
     assert all((batch["pixels"] == batch["id"][:, None].astype(np.uint8)).all() for batch in got)
-    assert sorted(len(batch["id"]) for batch in got) == sorted(len(batch["id"]) for batch in given_batches)
+    lengths = [len(batch["id"]) for batch in got]
+    assert len(lengths) == len(given_batches)
+    assert all(length == batch_size for length in lengths[: -window - 1])
+    assert not lengths or max(lengths[-window - 1 :]) - min(lengths[-window - 1 :]) <= max(1, batch_size - min(lengths))
+    assert num_rows < 2 or batch_size < 3 or min(lengths) > 1  # a single image has no batch statistics
 
 
 def test_the_order_is_the_seeds():
@@ -100,13 +104,12 @@ def test_what_a_stream_raises_comes_where_it_is_read(num_before):
 def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
     began = []
 
-    def iter_batches(**_):
-        began.append(threading.Event())
-        began[-1].set()
-        return iter(batches(320, 10))
+    def get_dataset_shard(name: str) -> SimpleNamespace:
+        began.append(name)
+        return SimpleNamespace(iter_batches=lambda **_: iter(batches(480, 10)))
 
-    monkeypatch.setattr(feed.ray.train, "get_dataset_shard", lambda _: SimpleNamespace(iter_batches=iter_batches))
-    given_feed = feed.Feed("train", 10, 320, lambda: None, is_cached=False)
+    monkeypatch.setattr(feed.ray.train, "get_dataset_shard", get_dataset_shard)
+    given_feed = feed.Feed(("a", "b"), 10, 480, lambda: None, is_cached=False)
     generator = torch.Generator().manual_seed(0)
 
     def num_begun(*, is_followed: bool) -> list[int]:
@@ -114,10 +117,27 @@ def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
         for batch in given_feed.batches(generator, is_followed=is_followed):
             found.append(len(began))
             ids += batch["id"].tolist()
-        assert sorted(ids) == list(range(320))
+        assert sorted(ids) == list(range(480))
         return found
 
-    # 32 batches, of which the window holds 16: half of them are drawn when the last has come.
-    assert num_begun(is_followed=True) == [1] * 16 + [2] * 16
-    assert num_begun(is_followed=False) == [2] * 32
-    assert num_begun(is_followed=False) == [3] * 32
+    # Of 48 batches the window holds 16: when the first is drawn 17 have come, and after 32 the next stream begins.
+    assert num_begun(is_followed=True) == [1] * 15 + [2] * 33
+    assert num_begun(is_followed=True) == [2] * 15 + [3] * 33
+    assert num_begun(is_followed=False) == [3] * 48
+    assert num_begun(is_followed=False) == [4] * 48
+    assert began == ["a", "b", "a", "b"]
+
+
+def test_a_short_epoch_is_followed_too(monkeypatch):
+    began = []
+
+    def get_dataset_shard(name: str) -> SimpleNamespace:
+        began.append(name)
+        return SimpleNamespace(iter_batches=lambda **_: iter(batches(15, 10)))
+
+    monkeypatch.setattr(feed.ray.train, "get_dataset_shard", get_dataset_shard)
+    given_feed = feed.Feed(("a", "b"), 10, 15, lambda: None, is_cached=False)
+    for is_followed in (True, True, False):
+        got = given_feed.batches(torch.Generator(), is_followed=is_followed)
+        assert sorted(np.concatenate([batch["id"] for batch in got]).tolist()) == list(range(15))
+    assert began == ["a", "b", "a"]

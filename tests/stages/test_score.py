@@ -15,7 +15,7 @@ import torch
 from razor_ray import hardness, images, model, schema
 from razor_ray.config import InputConfig, PruneConfig, ScoreConfig
 from razor_ray.heap import freed_memory_kept
-from razor_ray.run_store import RunStore
+from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import ingest, runtime, weigh
 from razor_ray.stages import score as scoring
@@ -232,6 +232,33 @@ def test_only_what_is_missing_is_scored_again(tmp_path, digits, store, monkeypat
     assert quarantine["row"].to_pylist() == [3, 50, 51, 0, 99]
     whole = scored_here(tmp_path / "whole", path, class_names=tuple("0123456789"))
     assert store.read("scores").sort_by("sample_id").combine_chunks().equals(whole)
+
+
+def test_who_goes_on_scores_as_it_was_begun(store, monkeypatch):
+    """What 'auto' stands for follows the GPUs that are there; they go with their nodes, and come back."""
+    config, proxy = ScoreConfig(), proxy_in_store(store, "resnet9", 10, 8)
+    counts = SimpleNamespace(gpus=0)
+    monkeypatch.setattr(runtime, "num_gpus", lambda device="auto": 0 if device == "cpu" else counts.gpus)
+
+    def resources(gpus: int) -> tuple[int, str, bool]:
+        counts.gpus = gpus
+        found = scoring._resources_as_begun(config, proxy, store)
+        return found.batch_size, found.precision, found.num_gpus > 0
+
+    assert resources(0) == (128, "float32", False)
+    assert resources(2) == (256, "bf16", True)  # nothing is finished yet: begun anew
+    folder = store.begin("scores")
+    store.filesystem.open_output_stream(f"{folder}/part-a.parquet").close()
+    assert resources(4) == (256, "bf16", True)  # an empty file is none
+    write_table(store.filesystem, f"{folder}/part-a.parquet", pa.table({"a": [1]}))
+    with pytest.raises(ValueError, match="1 pieces of .* were scored on GPUs, and now there is none"):
+        resources(0)
+    assert resources(1) == (256, "bf16", True)
+    store.discard(scoring.BEGUN)
+    store.filesystem.delete_file(f"{folder}/part-a.parquet")
+    assert resources(0) == (128, "float32", False)
+    write_table(store.filesystem, f"{folder}/part-a.parquet", pa.table({"a": [1]}))
+    assert resources(2) == (128, "float32", False)
 
 
 def test_what_decides_a_score_is_in_the_plan(tmp_path, digits, monkeypatch):

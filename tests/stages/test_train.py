@@ -21,7 +21,7 @@ from razor_ray.stages import feed, train_worker
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
 from razor_ray.training import predict
-from tests.conftest import write_shards
+from tests.conftest import png, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -235,6 +235,22 @@ def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_pat
     assert feed.plan_stream(catalog, 252, seed=1) != blocks
 
 
+def test_images_come_in_the_planned_order_whichever_is_decoded_first(tmp_path, digits):
+    """The first block takes seconds, the others none."""
+    rng = np.random.default_rng(0)
+    large = [png(rng.integers(0, 255, (3000, 3000), dtype=np.uint8)) for _ in range(2)]
+    parts = [large * 4, *(digits["image"].to_pylist()[8 * shard : 8 * shard + 8] for shard in range(1, 6))]
+    (tmp_path / "in").mkdir()
+    for shard, encoded in enumerate(parts):
+        pq.write_table(pa.table({"image": encoded, "label": [0, 1] * 4}), tmp_path / "in" / f"{shard}.parquet")
+    catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
+    planned = [[piece] for piece in catalogs.pieces(catalog, max_rows=8, batch_size=8)]
+    assert len(planned) == 6
+    found = [batch["sample_id"] for batch in feed.dataset(catalog, planned, 8).iter_batches(batch_size=None)]
+    expected = [schema.sample_ids(shard, 0, 8) for shard in range(6)]
+    np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
 def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
     """Runs are no shorter than the groups that Parquet is read by, unless those are larger than a block."""
     (tmp_path / "in").mkdir()
@@ -327,6 +343,45 @@ def test_what_workers_tell_is_shown(tmp_path):
         assert is_seen(138, "epoch 2 of 3")
         tell(2, {"at": 2.0, "epoch": 2, "num_samples": 100})  # more than the epoch's line then says
         assert is_seen(196, "epoch 2 of 3, loss 0.500")
+
+
+def test_half_a_line_is_none(tmp_path):
+    """As a worker that is killed leaves it where writes go to their place."""
+    store = RunStore(str(tmp_path))
+    store.write_bytes("train/metrics.jsonl", b'{"epoch": 1}\n{"epoch": 2}\n{"epo')
+    assert training.read_metrics(store, "train") == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_a_sign_of_life_that_cannot_be_written_ends_nothing(monkeypatch):
+    tries = []
+
+    def fail(_, path, content):
+        tries.append((path, json.loads(content)["num_samples"]))
+        raise OSError("503")
+
+    monkeypatch.setattr(train_worker, "write_file", fail)
+    task = SimpleNamespace(num_workers=2, filesystem=None, folder="run")
+    train_worker.Worker._beat(SimpleNamespace(rank=0, last_beat=-1e9, num_seen=5, lines=[], task=task))  # type: ignore[arg-type]
+    assert tries == [("run/_beat.json", 10)]
+
+
+def test_what_an_attempt_of_more_workers_left_is_not_counted(tmp_path, monkeypatch):
+    """Four workers wrote how samples fared in an epoch and died; two go on."""
+    store = RunStore(str(tmp_path))
+    for epoch, rank in [(1, 0), (1, 1), *((2, rank) for rank in range(4))]:
+        store.write_bytes(f"train/dynamics/epoch-{epoch:04d}-rank-{rank:04d}.parquet", b"rows")
+    monkeypatch.setattr(train_worker.ray.train, "report", lambda line: None)
+    kept = []
+    task = SimpleNamespace(num_workers=2, filesystem=store.filesystem, folder=store.path("train"))
+
+    def write_results():
+        kept.extend(train_worker.dynamics_files(task.filesystem, task.folder, 2))
+
+    worker = SimpleNamespace(rank=0, task=task, _write_results=write_results)
+    train_worker.Worker._report(worker, {"epoch": 2})  # type: ignore[arg-type]
+    assert [path[-17:] for path in kept] == ["rank-0000.parquet", "rank-0001.parquet"]  # before the state is written
+    assert train_worker.dynamics_files(task.filesystem, task.folder, 2) == kept
+    assert not train_worker.dynamics_files(task.filesystem, task.folder, 1)
 
 
 def test_a_store_that_does_not_answer_for_a_moment_is_followed_on(tmp_path, monkeypatch):
