@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,11 @@ _READERS = 8
 _PAUSES = (0.5, 2.0)
 """Seconds before a file or a list that a store failed to give is asked for again."""
 
+_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
 _FROM = " files from "
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -171,16 +176,10 @@ def _some_at_once(files: list[_File]) -> Iterator[list[_File]]:
 def _list_run(source: Source, shard: int) -> list[_File]:
     """The files of a run, as they are now. Of a store that fails, and goes on failing, it raises OSError."""
     count, _, first = source.paths[shard].partition(_FROM)
-    for pause in (*_PAUSES, None):
-        try:
-            files = _list_from(source, first, int(count))
-            break
-        except (pa.ArrowException, FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
-        except OSError:
-            if pause is None:
-                raise
-            time.sleep(pause)
+    try:
+        files = _ask(lambda: _list_from(source, first, int(count)))
+    except (pa.ArrowException, *_NOT_THERE) as error:
+        raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
     if _fingerprint(files) != source.fingerprints[shard]:
         raise InputError(
             f"the {source.paths[shard]} in {source.base} are not those that were there before. Leave the input as it "
@@ -222,18 +221,27 @@ def _read_file(source: Source, file: _File) -> tuple[bytes | None, str | None]:
     """A file's content, or why there is none. Of a store that fails, and goes on failing, it raises OSError."""
     if file.size > headers.MAX_FILE_BYTES:
         return None, "image file is too large"
-    for pause in (*_PAUSES, None):
+
+    def content() -> bytes:
+        with source.filesystem.open_input_stream(f"{source.base}/{file.path}") as stream:
+            return stream.read()
+
+    try:
+        return _ask(content), None
+    except _NOT_THERE:
+        return None, "image file cannot be read"
+
+
+def _ask(ask: Callable[[], T]) -> T:
+    """What a store answers, asked again when it fails: what passes must not become a quarantine, which is for good."""
+    for pause in _PAUSES:
         try:
-            with source.filesystem.open_input_stream(f"{source.base}/{file.path}") as stream:
-                return stream.read(), None
-        except (FileNotFoundError, IsADirectoryError):
-            return None, "image file cannot be read"
+            return ask()
+        except _NOT_THERE:
+            raise
         except OSError:
-            # What passes must not become a quarantine, which is for good.
-            if pause is None:
-                raise
             time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
+    return ask()
 
 
 def _id(path: str, config: InputConfig) -> str:

@@ -146,6 +146,7 @@ def compare(config: CompareConfig) -> str:
         eval_input = config.eval.as_input()
         held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
         _network(config.model, catalog)
+        preflight.check_places(store, catalog.source)
         store.claim(config)
         text = comparing.compare(config, run, catalog, held_out, store)
     say(f"done      {store.path('compare.md')}")

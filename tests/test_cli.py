@@ -414,7 +414,7 @@ def test_threads_wait_asleep(ran, monkeypatch):
 @pytest.fixture
 def cluster(monkeypatch, ran):
     """A cluster that takes every job, and what it was asked."""
-    found = SimpleNamespace(status="SUCCEEDED", exit_codes=[], jobs=0, address=None, job=None, refuses=None)
+    found = SimpleNamespace(status="SUCCEEDED", states=[], exit_codes=[], jobs=0, address=None, job=None, refuses=None)
 
     class Client:
         def __init__(self, address, *arguments, **options):
@@ -432,6 +432,8 @@ def cluster(monkeypatch, ran):
             yield f"last line of {job}\n"
 
         def get_job_info(self, job):
+            if found.states:
+                return SimpleNamespace(status=ray.job_submission.JobStatus(found.states.pop(0)))
             code = found.exit_codes.pop(0) if found.exit_codes else None
             return SimpleNamespace(status=ray.job_submission.JobStatus(found.status), driver_exit_code=code)
 
@@ -524,6 +526,30 @@ def test_restarts_are_of_jobs(capsys, ran):
     assert main(["prune", *PRUNE, "--max-restarts", "3"]) == 2
     assert_one_line(capsys.readouterr().err, "name the cluster with --address")
     assert not ran
+
+
+def test_a_job_is_followed_until_it_has_ended(cluster, monkeypatch, capsys):
+    """The connection ends when a proxy in between has had enough; the job does not."""
+    monkeypatch.setattr(cli, "_FOLLOW_AGAIN_SECONDS", 0)
+    cluster.states = ["RUNNING", "PENDING"]
+    assert main(["prune", *PRUNE, "--address", "http://head:8265", "--max-restarts", "2"]) == 0
+    assert cluster.jobs == 1
+    assert capsys.readouterr().out.count("first line") == 3
+
+
+def test_who_stops_following_a_job_is_told_that_it_goes_on(cluster, monkeypatch, capsys):
+    def stop(client, job):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_follow_to_the_end", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["prune", *PRUNE, "--address", "http://head:8265", "--max-restarts", "2"])
+    assert stopped.value.code == 130
+    assert cluster.jobs == 1
+    told = capsys.readouterr().err
+    assert "raysubmit_1 goes on." in told
+    assert "ray job stop --address http://head:8265 raysubmit_1" in told
+    assert "stopped." not in told
 
 
 def test_a_job_says_what_it_is(cluster):
