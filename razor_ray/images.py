@@ -55,8 +55,18 @@ def decode(encoded: bytes | None, size: int) -> NDArray[np.uint8]:
     return _fit(_decode_pixels(encoded, size), size)
 
 
-def decode_batch(encoded: Sequence[bytes | None], size: int) -> tuple[NDArray[np.uint8], list[str | None]]:
+def decode_batch(
+    encoded: Sequence[bytes | None], size: int, out: NDArray[np.uint8] | None = None
+) -> tuple[NDArray[np.uint8], list[str | None]]:
     """Decode images, each on its own: one that fails leaves zeros and its reason, and the others where they are.
+
+    Parameters
+    ----------
+    encoded : sequence of B bytes or None
+    size : int
+        Side in pixels.
+    out : ndarray of shape (B, size, size, 3), uint8, optional
+        Where to put the pixels, as in NumPy.
 
     Returns
     -------
@@ -64,7 +74,7 @@ def decode_batch(encoded: Sequence[bytes | None], size: int) -> tuple[NDArray[np
     reasons : list of B str or None
         None where the image was decoded.
     """
-    pixels = np.empty((len(encoded), size, size, 3), np.uint8)  # (B, S, S, 3)
+    pixels = np.empty((len(encoded), size, size, 3), np.uint8) if out is None else out  # (B, S, S, 3)
     reasons: list[str | None] = [None] * len(encoded)
     for index, content in enumerate(encoded):
         try:

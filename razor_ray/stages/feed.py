@@ -102,20 +102,31 @@ def dataset(
         In the order of the plan: `sample_id` int64, `pixels` (size, size, 3) uint8, `label` int64, `weight` float32.
     """
 
-    def decode_pieces(batch: Any) -> Iterator[dict[str, Any]]:
+    def decode_pieces(batch: Any) -> dict[str, Any]:
         torch.set_num_threads(1)
         keep_freed_memory()  # batches are alike
         preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
-        for piece in ingest.pieces_of(batch):
-            for decoded in ingest.decoded_batches(catalog, piece, size, _DECODE_BATCH, weight_column=weight_column):
+        found = ingest.pieces_of(batch)
+        # All of a block in one place: of parts, Ray would copy them together here and again where they are read.
+        pixels = np.empty((sum(piece.num_rows for piece in found), size, size, 3), np.uint8)
+        others: list[dict[str, Any]] = []
+        row = 0
+        for piece in found:
+            decoding = ingest.decoded_batches(
+                catalog, piece, size, _DECODE_BATCH, weight_column=weight_column, out=pixels[row:]
+            )
+            row += piece.num_rows
+            for decoded in decoding:
                 usable = np.array([reason is None for reason in decoded.reasons])
                 weight = decoded.weight if beside is None else beside.look_up(decoded.sample_id, [WEIGHT])[1][WEIGHT]
-                yield {
-                    "sample_id": decoded.sample_id,
-                    "pixels": decoded.pixels,
-                    "label": np.where(usable, decoded.label, -1).astype(np.int64),
-                    "weight": weight,
-                }
+                others.append(
+                    {
+                        "sample_id": decoded.sample_id,
+                        "label": np.where(usable, decoded.label, -1).astype(np.int64),
+                        "weight": weight,
+                    }
+                )
+        return {"pixels": pixels} | {name: np.concatenate([part[name] for part in others]) for name in others[0]}
 
     decoded = ingest.dataset(planned).map_batches(decode_pieces, batch_size=None, num_cpus=0.5)
     # In order, whichever piece is decoded first: what is shuffled by a seed must be the same each time.

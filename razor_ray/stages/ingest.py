@@ -63,6 +63,7 @@ def decoded_batches(
     batch_size: int,
     pool: ThreadPoolExecutor | None = None,
     weight_column: str | None = None,
+    out: NDArray[np.uint8] | None = None,
 ) -> Iterator[Batch]:
     """Read a piece and decode it, batch by batch.
 
@@ -79,12 +80,16 @@ def decoded_batches(
         Without it, decode in this thread.
     weight_column : str, optional
         Read the samples' weights from this column.
+    out : ndarray of shape (N, S, S, 3), uint8, optional
+        Where to put the pixels of the piece's N rows; without a pool only.
     """
     tables = sources.read(catalog.source, piece, catalog.input, batch_size, weight_column)
     rows = itertools.count(piece.first_row, batch_size)
 
     def decode(table: pa.Table) -> Batch:
-        return _decode(catalog, piece, table, next(rows), size, pool)
+        first = next(rows)
+        place = first - piece.first_row
+        return _decode(catalog, piece, table, first, size, pool, None if out is None else out[place:][: len(table)])
 
     batches = map(decode, tables)
     if pool is None:
@@ -115,11 +120,12 @@ def _decode(
     first_row: int,
     size: int,
     pool: ThreadPoolExecutor | None,
+    out: NDArray[np.uint8] | None,
 ) -> Batch:
     encoded = table["image"].to_pylist()
     label, label_reasons = labels.encode_labels(table["label"], catalog.label_kind, catalog.class_names)
     if pool is None:
-        pixels, image_reasons = images.decode_batch(encoded, size)
+        pixels, image_reasons = images.decode_batch(encoded, size, out)
     else:
         chunks = [encoded[start : start + _IMAGES_PER_CALL] for start in range(0, len(encoded), _IMAGES_PER_CALL)]
         parts = list(pool.map(lambda chunk: images.decode_batch(chunk, size), chunks))
