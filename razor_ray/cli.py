@@ -24,6 +24,7 @@ from razor_ray import sources
 from razor_ray.config import AnyConfig, CompareConfig, PruneConfig, TrainConfig, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import CONFIG, open_filesystem
+from razor_ray.shards import told_of
 
 _USAGE = """usage: razor-ray <verb> [options]
 
@@ -188,11 +189,12 @@ def _refusal(stop: BaseException) -> BaseException | None:
 
 
 def _run_here(verb: str, config: AnyConfig) -> None:
-    inputs = [] if isinstance(config, CompareConfig) else [config.input]
-    inputs += [] if isinstance(config, PruneConfig) else [config.eval.as_input()]
-    for given in inputs:
-        if given:
-            sources.find(given)  # a mistyped path is told at once
+    # A mistyped path is told at once.
+    if not isinstance(config, CompareConfig):
+        sources.find(config.input)
+    if not isinstance(config, PruneConfig) and (held_out := config.eval.as_input()):
+        with told_of("--eval"):
+            sources.find(held_out)
     from razor_ray import pipeline  # Ray and torch take seconds to import, which --help should not
 
     verbs: dict[str, Callable[[Any], Any]] = {

@@ -205,7 +205,7 @@ def markdown(
             parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
         even = break_even(cost_epochs, epochs, fraction) if budget == "epochs" else math.inf
         saved = (
-            f" Scoring has paid for itself after {even:.1f} trainings."
+            f" In time alone, scoring has paid for itself after {even:.1f} trainings."
             if math.isfinite(even)
             else " Equal steps save no time."
         )

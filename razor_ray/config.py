@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
@@ -436,6 +437,15 @@ def load(kind: type[Config], text: str) -> Config:
     if not isinstance(values, dict):
         raise ValueError(f"not a {kind.__name__} in JSON: a dictionary of settings is needed, got {text[:40]!r}.")
     return from_dict(kind, values)
+
+
+def verb_of(text: str) -> str | None:
+    """Which verb's settings the text of a config.json holds; None if it holds none of this version."""
+    for verb, kind in (("prune", PruneConfig), ("train", TrainConfig), ("compare", CompareConfig)):
+        with suppress(ValueError):
+            load(kind, text)  # pyright: ignore[reportArgumentType]
+            return verb
+    return None
 
 
 def digest(config: AnyConfig) -> str:

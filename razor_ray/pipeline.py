@@ -12,10 +12,11 @@ import numpy as np
 from torch import nn
 
 from razor_ray import energy, lease, manifest, model, report, sources, weights
-from razor_ray.config import CompareConfig, ModelConfig, PruneConfig, TrainConfig, from_dict
+from razor_ray.config import CompareConfig, EvalConfig, ModelConfig, PruneConfig, TrainConfig, from_dict
 from razor_ray.interrupt import interruptible
 from razor_ray.progress import say
 from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
+from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
 from razor_ray.stages import dynamics, ispl, preflight, runtime, watchdog
@@ -101,8 +102,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         else:
             if config.use_weights:
                 sources.check_column(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
-            eval_input = config.eval.as_input()
-            held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
+            held_out = _held_out(config.eval, catalog)
             _network(config.model, catalog)
             training.check_resources(config)
             preflight.check_places(store, catalog.source)
@@ -143,8 +143,7 @@ def compare(config: CompareConfig) -> str:
     pruned = from_dict(PruneConfig, begun)
     with _only_writer(store):
         catalog = catalogs.read(pruned.input, run)
-        eval_input = config.eval.as_input()
-        held_out = catalogs.build(eval_input, like=catalog) if eval_input else None
+        held_out = _held_out(config.eval, catalog)
         _network(config.model, catalog)
         preflight.check_places(store, catalog.source)
         store.claim(config)
@@ -160,6 +159,15 @@ def _only_writer(store: RunStore, stall_timeout: float | None = None) -> Iterato
         if stall_timeout is not None:
             also.enter_context(watchdog.watch(stall_timeout, stop))
         yield
+
+
+def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog | None:
+    """The held-out images, if there are any, with the classes of what is trained on."""
+    given = config.as_input()
+    if given is None:
+        return None
+    with told_of("--eval"):
+        return catalogs.build(given, like=catalog)
 
 
 def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:

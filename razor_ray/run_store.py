@@ -126,7 +126,8 @@ class RunStore:
         try:
             found = configuration.load(type(config), text)  # pyright: ignore[reportArgumentType]
         except ValueError as error:
-            raise ValueError(f"{self.uri} holds another kind of run ({error}). Choose another --output.") from error
+            kind = f"a run of {verb}" if (verb := configuration.verb_of(text)) else f"another kind of run ({error})"
+            raise ValueError(f"{self.uri} holds {kind}. Choose another --output.") from error
         if changed := configuration.differences(config, found):
             raise ValueError(
                 f"{self.uri} holds another run ({'; '.join(changed)}). "

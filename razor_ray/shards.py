@@ -8,7 +8,8 @@ commits its work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,18 @@ LabelKind = Literal["integer", "string"]
 
 class InputError(ValueError):
     """The input is not there, cannot be read, or is not what the configuration says; the message names the mend."""
+
+
+@contextmanager
+def told_of(option: str) -> Iterator[None]:
+    """Have what is wrong with another input than `--input` name the options that mend it."""
+    try:
+        yield
+    except ValueError as error:
+        cause = getattr(error, "cause", error)  # Ray wraps the errors of its tasks
+        if not isinstance(cause, InputError):
+            raise
+        raise InputError(str(cause).replace("--input", option)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import Literal, assert_never, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,7 +63,7 @@ def ispl_weights(
     Raises
     ------
     ValueError
-        If a loss or a parameter is out of its range, or a parameter of the scheme is missing.
+        If there is no such scheme, a loss or a parameter is out of its range, or a parameter of the scheme is missing.
     """
     match scheme:
         case "hard":
@@ -81,7 +81,8 @@ def ispl_weights(
                 raise ValueError("scheme 'diversity' needs diversity_step and labels. Pass them, or choose linear.")
             return inverse_diversity_weights(loss, threshold, diversity_step, labels)
         case _:
-            assert_never(scheme)
+            schemes = ", ".join(get_args(Scheme))
+            raise ValueError(f"there is no scheme {scheme!r}. Schemes: {schemes}.")
 
 
 def inverse_hard_weights(loss: ArrayLike, threshold: float) -> NDArray[np.float64]:

@@ -108,6 +108,6 @@ def test_markdown_marks_the_level_and_counts_the_cost():
     assert "All samples: 90.00 % (1 seed), 5 s." in text
     assert "| **a** | 80.50 ± 0.50 | 40.25 ± 0.25 | 80.50 ± 0.50 | 5 | 2 |" in text
     assert "| b | 50.50 ± 0.50 |" in text
-    assert "a is the best. Scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
+    assert "a is the best. In time alone, scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
     assert "30 % of one training of 10 epochs" in text
     assert "| other | 0.500 |" in text

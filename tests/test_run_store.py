@@ -72,7 +72,7 @@ def test_another_configuration_is_refused_with_its_differences(store):
 
 def test_the_other_kind_of_run_is_refused(store):
     store.claim(config())
-    with pytest.raises(ValueError, match=r"holds another kind of run .*Choose another --output"):
+    with pytest.raises(ValueError, match=r"holds a run of prune\. Choose another --output"):
         store.claim(TrainConfig(input=InputConfig(path="in"), output="out"))
 
 

@@ -35,6 +35,11 @@ thresholds = st.floats(1e-3, 0.999)
 # Inverse self-paced weights.
 
 
+def test_a_scheme_that_is_none():
+    with pytest.raises(ValueError, match="there is no scheme 'soft'. Schemes: hard, linear, log, mixture, diversity"):
+        ispl_weights([1.0], scheme="soft", threshold=1.0)  # type: ignore[arg-type]
+
+
 def test_hand_worked_schemes():
     loss = np.array([0.0, 0.25, 0.5, 1.0])
     assert_array_equal(inverse_hard_weights(loss, 0.5), [0, 0, 1, 1])

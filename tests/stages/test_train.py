@@ -285,6 +285,16 @@ def test_unusable_held_out_images_are_told(split, digits, tmp_path, capfd):
     assert "1 held-out images could not be used" in capfd.readouterr().err
 
 
+def test_mistakes_about_held_out_images_name_their_options(split, digits, tmp_path, capfd):
+    pq.write_table(digits.select(["image", "label"]).rename_columns(["photo", "label"]), tmp_path / "other.parquet")
+    arguments = ["train", "--input", f"{split}/train", "--output", f"{tmp_path}/run", "--eval"]
+    assert main([*arguments, f"{tmp_path}/other.parquet"]) == 2
+    assert "has no column 'image' (it has: photo, label). Name it with --eval.image-column." in capfd.readouterr().err
+    assert main([*arguments, f"{tmp_path}/nowhere"]) == 2
+    told = capfd.readouterr().err
+    assert "--eval takes Parquet" in told and "--input" not in told
+
+
 def test_a_training_of_other_data_is_not_shown_as_this_one(split, digits, tmp_path, capfd):
     write_shards(digits.slice(0, 300), tmp_path / "in", 1)
     paths = ["--input", f"{tmp_path}/in", "--output", f"{tmp_path}/run", "--epochs", "1"]
