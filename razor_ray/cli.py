@@ -58,8 +58,9 @@ class ClusterOptions:
 _MAY_BE_IN_CONFIG = "What is marked as required may come from --config instead."
 
 _REFUSED = 2
-_FOLLOW_AGAIN_SECONDS = 1.0
 """Exit status of a request that cannot be met, however often it is made."""
+
+_FOLLOW_AGAIN_SECONDS = 1.0
 
 _FLAT = tyro.conf.arg(name="")
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from razor_ray import images, model
 from razor_ray.headers import network_size
+from tests.conftest import FailingStore
 
 
 @pytest.fixture(autouse=True)
@@ -300,6 +301,12 @@ def test_hash_by_hand():
     assert model.weights_hash(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     one, other = model.build("resnet9", 2), model.build("resnet9", 2)
     assert model.weights_hash(model.save_weights(one)) != model.weights_hash(model.save_weights(other))
+
+
+def test_a_store_that_fails_is_not_a_file_that_is_missing(tmp_path):
+    (tmp_path / "w.pt").write_bytes(b"01")
+    with pytest.raises(OSError, match="503 Slow Down"):
+        model.read_file(pafs.PyFileSystem(FailingStore(range(9))), str(tmp_path / "w.pt"))
 
 
 def test_read_file(tmp_path):

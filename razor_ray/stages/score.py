@@ -40,6 +40,9 @@ from razor_ray.stages.catalog import pieces as plan
 from razor_ray.stages.ispl import LOSS
 from razor_ray.stages.per_shard import PerShard
 
+BEGUN = "_scoring"
+"""Folder of the run that says how scoring began, until it has ended."""
+
 _BATCH_ON_GPU = 256
 _BATCH_ON_CPU, _LARGE_BATCH_ON_CPU = 128, 32
 """Of small and of large images: on a CPU a larger batch is no faster, and its activations must fit `_ACTOR_GIB`."""
@@ -63,10 +66,6 @@ class Proxy:
     """Where `stages.dynamics.gather` wrote how samples fared while it was trained, if it was."""
     round_folders: tuple[str, ...] = ()
     """Where `stages.ispl.write` wrote the losses of earlier rounds, if they are to be kept."""
-
-
-BEGUN = "_scoring"
-"""Folder of the run that says how scoring began, until it has ended."""
 
 
 class QuarantineError(ValueError):

@@ -74,16 +74,9 @@ def train(
     held_out_pieces = feed.plan(held_out, size) if held_out else []
     task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
     task = replace(task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs)
-    weight_column = "weight" if config.use_weights else None
-    if task.is_cached:
-        planned = [[piece] for piece in feed.in_random_order(feed.plan(catalog, task.stored_size), config.seed)]
-    else:
-        planned = feed.plan_stream(catalog, task.stored_size, config.seed)
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
-    datasets = {
-        name: feed.dataset(catalog, planned, task.stored_size, weight_column, beside)
-        for name in feed.names("train", is_cached=task.is_cached)
-    }
+    datasets = _train_datasets(task, catalog, beside)
+    to_split = list(datasets)
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
         share = held_out_pieces[rank :: task.num_workers]
@@ -95,8 +88,7 @@ def train(
         datasets=datasets,  # type: ignore[arg-type]
         # Held-out images are dealt out by us: an equal split would drop its remainder, and every one counts.
         dataset_config=ray.train.DataConfig(
-            datasets_to_split=list(feed.names("train", is_cached=task.is_cached)),
-            execution_options=ExecutionOptions(preserve_order=True),
+            datasets_to_split=to_split, execution_options=ExecutionOptions(preserve_order=True)
         ),
         # No workers means in this process: a lone worker on this machine's CPUs need not wait 20 s for another.
         scaling_config=ray.train.ScalingConfig(
@@ -119,6 +111,18 @@ def train(
         except ray.train.TrainingFailedError as error:
             raise _cause(error) from error
     return read_metrics(store, folder)[-1]
+
+
+def _train_datasets(task: Task, catalog: Catalog, beside: PerShard | None) -> dict[str, ray.data.Dataset]:
+    """What is trained on, by the names that the workers' feeds ask for."""
+    seed, size = task.config.seed, task.stored_size
+    if task.is_cached:
+        planned = [[piece] for piece in feed.in_random_order(feed.plan(catalog, size), seed)]
+    else:
+        planned = feed.plan_stream(catalog, size, seed)
+    weight_column = "weight" if task.config.use_weights else None
+    names = feed.names("train", is_cached=task.is_cached)
+    return {name: feed.dataset(catalog, planned, size, weight_column, beside) for name in names}
 
 
 def check_resources(config: TrainConfig) -> None:

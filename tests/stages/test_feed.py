@@ -101,14 +101,20 @@ def test_what_a_stream_raises_comes_where_it_is_read(num_before):
         next(following)
 
 
-def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
+def streams_of(num_rows: int, monkeypatch) -> list[str]:
+    """Let every dataset have so many rows, in batches of ten; a list to which the name of each comes that is begun."""
     began = []
 
     def get_dataset_shard(name: str) -> SimpleNamespace:
         began.append(name)
-        return SimpleNamespace(iter_batches=lambda **_: iter(batches(480, 10)))
+        return SimpleNamespace(iter_batches=lambda **_: iter(batches(num_rows, 10)))
 
     monkeypatch.setattr(feed.ray.train, "get_dataset_shard", get_dataset_shard)
+    return began
+
+
+def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
+    began = streams_of(480, monkeypatch)
     given_feed = feed.Feed(("a", "b"), 10, 480, lambda: None, is_cached=False)
     generator = torch.Generator().manual_seed(0)
 
@@ -129,13 +135,7 @@ def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
 
 
 def test_a_short_epoch_is_followed_too(monkeypatch):
-    began = []
-
-    def get_dataset_shard(name: str) -> SimpleNamespace:
-        began.append(name)
-        return SimpleNamespace(iter_batches=lambda **_: iter(batches(15, 10)))
-
-    monkeypatch.setattr(feed.ray.train, "get_dataset_shard", get_dataset_shard)
+    began = streams_of(15, monkeypatch)
     given_feed = feed.Feed(("a", "b"), 10, 15, lambda: None, is_cached=False)
     for is_followed in (True, True, False):
         got = given_feed.batches(torch.Generator(), is_followed=is_followed)
