@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from razor_ray import labels
-from razor_ray.cli import run
+from razor_ray.cli import leave, run
 from razor_ray.run_store import RunStore
 from razor_ray.stages.runtime import session
 
@@ -87,4 +87,4 @@ def _png(image: np.ndarray) -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-run")))
+    leave(main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-run")))

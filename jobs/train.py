@@ -2,7 +2,7 @@
 
 import sys
 
-from razor_ray.cli import run
+from razor_ray.cli import leave, run
 
 if __name__ == "__main__":
-    sys.exit(run("train", sys.argv[1:]))
+    leave(run("train", sys.argv[1:]))

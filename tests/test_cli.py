@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,9 @@ from razor_ray.cli import main, parse
 from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, TrainConfig, to_dict
 
 REPOSITORY = Path(razor_ray.__file__).parents[1]
+MODULE, FUNCTION = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["scripts"]["razor-ray"].split(
+    ":"
+)
 PRUNE = ["--input", "in", "--output", "out", "--keep-fraction", "0.3"]
 TRAIN = ["--input", "in", "--output", "out"]
 
@@ -584,3 +589,35 @@ def test_a_config_file_goes_along(cluster, saved):
     path.unlink()
     there, _ = parse(PruneConfig, rest)
     assert to_dict(there) == to_dict(config) | {"seed": 6}
+
+
+# Stands for a native thread that outlives `ray.shutdown` and meets a destructor: C's own exit handlers end in an abort.
+TORN_DOWN = "import ctypes, runpy, sys; c = ctypes.CDLL(None); c.__cxa_atexit(c.abort, None, None); sys.argv[:1] = []; "
+
+
+@pytest.mark.parametrize(
+    ("end", "status"),
+    [
+        ("sys.exit(0)", -signal.SIGABRT),  # without which the others would show nothing
+        ("runpy.run_module('razor_ray.cli', run_name='__main__')", 0),
+        (f"import importlib; importlib.import_module('{MODULE}').{FUNCTION}()", 0),
+    ],
+)
+def test_a_process_that_is_through_ends_without_tearing_down_what_is_loaded(end, status):
+    ended = subprocess.run(
+        [sys.executable, "-c", TORN_DOWN + end, "razor-ray", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert ended.returncode == status, ended.stderr
+    assert ended.stdout == ("" if status else f"{razor_ray.__version__}\n")
+
+
+@pytest.mark.parametrize("verb", ["prune", "train", "compare"])
+def test_a_job_script_ends_likewise(verb, tmp_path):
+    end = f"runpy.run_path('jobs/{verb}.py', run_name='__main__')"
+    command = [sys.executable, "-c", TORN_DOWN + end, verb, "--config", f"{tmp_path}/nothing"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert ended.returncode == 2, ended.stderr
+    assert f"razor-ray {verb}: cannot read" in ended.stderr
