@@ -75,7 +75,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     cost = result["scoring_cost"]
     share = f"{cost['fraction']:.1%} of one training of {cost['full_epochs']}"
     say(f"cost      scoring took as much as {cost['epochs']:.1f} epochs on all samples, {share}")
-    say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.path('subset')}")
+    say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.address('subset')}")
     return result
 
 
@@ -118,7 +118,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if "accuracy" in result:
         accuracy, f1, worst = result["accuracy"], result["macro_f1"], result["worst_recall"]
         say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%}")
-    say(f"done      {store.path('train', 'model.safetensors')}")
+    say(f"done      {store.address('train', 'model.safetensors')}")
     return result
 
 
@@ -148,7 +148,7 @@ def compare(config: CompareConfig) -> str:
         preflight.check_places(store, catalog.source)
         store.claim(config)
         text = comparing.compare(config, run, catalog, held_out, store)
-    say(f"done      {store.path('compare.md')}")
+    say(f"done      {store.address('compare.md')}")
     return text
 
 
@@ -307,7 +307,7 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
 
 def _rounds(config: PruneConfig, store: RunStore) -> list[RunStore]:
     """Where the ISPL rounds but the last keep their scores and weights until the proxy is finished."""
-    rounds = [RunStore(f"{config.output}/{_ROUNDS}/{number:02d}") for number in range(1, config.rounds)]
+    rounds = [RunStore(store.address(_ROUNDS, f"{number:02d}")) for number in range(1, config.rounds)]
     for of_round in rounds:
         of_round.confirm = store.confirm  # they lie in the folder that is held
     return rounds

@@ -92,6 +92,13 @@ class RunStore:
         """A path in the store's filesystem."""
         return "/".join((self.root.rstrip("/"), *names))
 
+    def address(self, *names: str) -> str:
+        """A path in the store as one would pass it on: a local path, or a URI with its options."""
+        if "://" not in self.uri:
+            return self.path(*names)
+        place, mark, options = self.uri.partition("?")
+        return "/".join((place.rstrip("/"), *names)) + mark + options
+
     def claim(self, config: configuration.AnyConfig) -> None:
         """Make this folder the run of `config`, or find that it already is.
 

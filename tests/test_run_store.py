@@ -352,6 +352,18 @@ def test_paths_with_and_without_a_slash_at_the_end(tmp_path):
         assert RunStore(uri).path("scores", "a") == f"{tmp_path}/run/scores/a"
 
 
+@pytest.mark.parametrize(
+    "uri", ["run", "file:///data/run/", "memory://run", "s3://bucket/run?region=eu-west-1&scheme=http"]
+)
+def test_an_address_leads_to_its_path(uri):
+    store = RunStore(uri)
+    address = store.address("_rounds", "01")
+    filesystem, path = open_filesystem(address)
+    assert path == store.path("_rounds", "01")
+    assert filesystem == store.filesystem  # with the same options
+    assert address.endswith("?region=eu-west-1&scheme=http") == uri.startswith("s3")
+
+
 @pytest.fixture(params=["mock", "subtree"])
 def remote(request, tmp_path):
     """A store that is not on a local filesystem: there is no rename, the files are copied."""

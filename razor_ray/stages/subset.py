@@ -73,7 +73,7 @@ def write_tars(class_names: Sequence[str], store: RunStore) -> None:
         for _, counts in runtime.run_tasks(webdataset_writer.write_tars, calls, name="write tars"):
             num_tars += len(counts)
             progress.advance(sum(counts), f"{num_tars:,} tars")
-        progress.note = f"{num_tars:,} tars in {store.path('subset-tars')}"
+        progress.note = f"{num_tars:,} tars in {store.address('subset-tars')}"
     assert progress.done == num_samples, "the tars hold other samples than the subset"
     store.commit("subset-tars", {"num_samples": num_samples, "num_tars": num_tars})
 
@@ -90,7 +90,7 @@ def write_ids(store: RunStore) -> None:
                 lines = [key.replace("\r", "\\r").replace("\n", "\\n") for key in keys]
                 stream.write("".join(f"{line}\n" for line in lines).encode())
                 progress.advance(len(keys))
-        progress.note = path
+        progress.note = store.address(IDS)
 
 
 def _kept_keys(store: RunStore) -> Iterator[list[str]]:
