@@ -115,6 +115,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         say(f"warning   {result['num_eval_unusable']:,} held-out images could not be used, and count in no figure")
     if result["num_unusable"]:
         say(f"warning   {result['num_unusable']:,} images of the input could not be used, and were not trained on")
+    if dropped := result["num_dropped"]:
+        say(f"note      {dropped:,} left over of every pass, so that all workers train on as many")
     if "accuracy" in result:
         accuracy, f1, worst = result["accuracy"], result["macro_f1"], result["worst_recall"]
         say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%}")

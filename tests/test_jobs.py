@@ -157,6 +157,7 @@ def test_train_script_with_two_workers_counts_every_sample(ray_session, digits, 
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.5)
     assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
+    assert "note      1 left over of every pass" in client.get_job_logs(job)
     lines = [json.loads(line) for line in (tmp_path / "trained/train/metrics.jsonl").read_text().splitlines()]
     assert [(line["num_samples"], line["num_dropped"]) for line in lines] == [(298, 1)] * 2
     assert lines[-1]["num_eval"] == 100  # of the held-out none is dropped
