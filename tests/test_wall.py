@@ -122,9 +122,13 @@ def test_no_circle():
 
 
 def test_jobs_are_thin():
-    for script in ("prune", "train"):
+    for script in ("prune", "train", "compare"):
         found = imported(ast.parse((REPOSITORY / "jobs" / f"{script}.py").read_text()))
-        assert {name for name in found if name.startswith("razor_ray")} == {"razor_ray.cli", "razor_ray.cli.run"}
+        assert {name for name in found if name.startswith("razor_ray")} == {
+            "razor_ray.cli",
+            "razor_ray.cli.leave",
+            "razor_ray.cli.run",
+        }
 
 
 CHECK = """
