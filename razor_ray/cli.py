@@ -61,6 +61,9 @@ _REFUSED = 2
 """Exit status of a request that cannot be met, however often it is made."""
 
 _FOLLOW_AGAIN_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 30.0
+_FAILURES_IN_A_ROW = 20
+"""Of following a job, before it is given up: some eight minutes."""
 
 _FLAT = tyro.conf.arg(name="")
 
@@ -254,12 +257,17 @@ def _run_job(client: Any, verb: str, config: AnyConfig, cluster: ClusterOptions)
         },
     )
     print(f"submitted {job}; it goes on if you stop following it with Ctrl-C", file=sys.stderr)
+    ways = (f"ray job {what} --address {cluster.address} {job}" for what in ("logs --follow", "stop"))
+    goes_on = f"{job} goes on. Follow it, or end it: {', '.join(ways)}"
     try:
         info = _follow_to_the_end(client, job)
     except KeyboardInterrupt:
-        ways = (f"ray job {what} --address {cluster.address} {job}" for what in ("logs --follow", "stop"))
-        print(f"\n{job} goes on. Follow it, or end it: {', '.join(ways)}", file=sys.stderr)
+        print(f"\n{goes_on}", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+    except _LostError as error:
+        # Not a failure of the job, which another must not be submitted beside.
+        print(f"lost the connection to {cluster.address}: {error}\n{goes_on}", file=sys.stderr)
+        raise SystemExit(1) from None
     print(f"job {job} {info.status.value.lower()}", file=sys.stderr)
     if info.status.value == "SUCCEEDED":
         return 0
@@ -269,13 +277,31 @@ def _run_job(client: Any, verb: str, config: AnyConfig, cluster: ClusterOptions)
     return info.driver_exit_code if (info.driver_exit_code or 0) > 0 else 1
 
 
+class _LostError(Exception):
+    """The cluster has not answered for long."""
+
+
 def _follow_to_the_end(client: Any, job: str) -> Any:
+    """Show a job's log until it has ended; gives what the cluster then says of it.
+
+    A connection that ends or fails is made anew, since the job goes on without it.
+    """
+    from aiohttp import ClientError
+
+    num_failures = 0
     while True:
-        asyncio.run(_follow(client, job))
-        info = client.get_job_info(job)
-        if info.status.is_terminal():
-            return info
-        time.sleep(_FOLLOW_AGAIN_SECONDS)  # the connection has ended, the job has not
+        try:
+            asyncio.run(_follow(client, job))
+            info = client.get_job_info(job)
+        except (OSError, RuntimeError, ClientError) as error:  # requests' are OSErrors, Ray's own RuntimeErrors
+            num_failures += 1
+            if num_failures == _FAILURES_IN_A_ROW:
+                raise _LostError(str(error) or type(error).__name__) from error
+        else:
+            if info.status.is_terminal():
+                return info
+            num_failures = 0
+        time.sleep(min(_FOLLOW_AGAIN_SECONDS * 2 ** max(num_failures - 1, 0), _LONGEST_WAIT_SECONDS))
 
 
 async def _follow(client: Any, job: str) -> None:

@@ -523,21 +523,36 @@ def _check_learning_rate(name: str, value: float | Auto) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
+_OPTIONS_OF_STORES = (
+    *("scheme", "region", "endpoint_override", "allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open"),
+    *("tls_ca_file_path", "tls_ca_dir_path", "tls_verify_certificates", "check_directory_existence_before_creation"),
+    *("project_id", "retry_limit_seconds", "user", "replication", "kerb_ticket", "buffer_size", "default_block_size"),
+)
+"""Of s3://, gs:// and hdfs://, as Arrow reads them; none is a secret."""
+
+
 def _check_no_secret(name: str, uri: str | None) -> None:
     """Refuse a password or a signature in a URI: config.json, the manifest, logs and the list of jobs would hold it."""
-    found = re.match(r"(?P<before>\w[\w+.-]*://[^/@]*:)[^@]*(?P<after>@.*)", uri or "", re.DOTALL)
+    scheme = r"\w[\w+.:-]*://"  # fsspec's chains too: simplecache::s3://
+    found = re.match(rf"(?P<before>{scheme}[^/@]*:)[^@]*(?P<after>@.*)", uri or "", re.DOTALL)
     if found:
         raise ValueError(
             f"{name} must not hold a password, got {found['before']}***{found['after']}. Give credentials by the "
             "environment (such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) of every node, or by the machine's role."
         )
+    found = re.match(rf"(?P<before>{scheme}[^?]*)\?(?P<query>.*=.*)", uri or "", re.DOTALL)
+    if not found:
+        return
     # Of the URIs that pyarrow opens itself the query holds options such as the region; elsewhere it holds signatures.
-    found = re.match(r"(?P<before>(?!(?:s3|gs|gcs|hdfs|viewfs|file)://)\w[\w+.-]*://[^?]*)\?.*=", uri or "", re.DOTALL)
-    if found:
-        raise ValueError(
-            f"{name} must not hold a query, got {found['before']}?***. Signed URIs are secrets, and would be written "
-            "down: give credentials by the environment of every node, or copy the files to a place that needs none."
-        )
+    has_options = re.match(r"(?:s3|gs|gcs|hdfs|viewfs|file)://", found["before"])
+    if has_options and all(pair.partition("=")[0] in _OPTIONS_OF_STORES for pair in found["query"].split("&")):
+        return
+    options = f" but {', '.join(_OPTIONS_OF_STORES[:3])} and the like" if has_options else ""
+    raise ValueError(
+        f"{name} must not hold a query{options}, got {found['before']}?***. Signed URIs and keys are secrets, and "
+        "would be written down: give credentials by the environment of every node, or copy the files to a place that "
+        "needs none."
+    )
 
 
 def _check_stall_timeout(seconds: float) -> None:

@@ -266,6 +266,10 @@ def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKin
             )
     image = found.field(config.image_column).type
     if pa.types.is_struct(image) and image.get_field_index("bytes") >= 0:
+        kind = image.field("path").type if image.get_field_index("path") >= 0 else pa.null()
+        if not (is_text(kind) or pa.types.is_null(kind)):
+            # Of whatever else one must not ask for Python's values: Ray's type for objects unpickles them.
+            raise InputError(f"shard {path}: the paths in column {config.image_column!r} are {kind}, not strings.")
         image = image.field("bytes").type
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
         raise InputError(

@@ -38,28 +38,29 @@ def arguments(path: Path, output: Path) -> list[str]:
 def test_killed_and_begun_again(whole, tmp_path, seed):
     path, folder = whole
     steps = chaos.steps(folder / "log")
-    # One point of each stretch of the run, so that no stage is spared; every sixth time the disk is full instead, and
-    # every sixth the store fails.
+    # One point of each stretch of the run, so that no stage is spared; every sixth time the disk is full instead, every
+    # sixth the store fails, and every third the driver dies, whoever writes.
     low, high = (len(steps) * number // NUM_POINTS for number in (seed, seed + 1))
     place = random.Random(seed).randrange(low, high)
     point = chaos.at(place, steps, folder / "whole", tmp_path / "run")
-    fault = {5: "full", 2: "error"}.get(seed % 6, "kill")
+    fault = {5: "full", 2: "error", 1: "kill driver", 4: "kill driver"}.get(seed % 6, "kill")
     command = arguments(path, tmp_path / "run")
     first = chaos.begin(command, tmp_path / "first", fault=fault, **point)
     print(f"{fault} at {place} of {len(steps)}, {steps[place]}: status {first.returncode}")
     # Ray itself begins a task or an actor again that was killed; only the driver's death ends a run.
-    assert first.returncode in ((0, -9) if fault == "kill" else (1,)), first.stderr
-    assert chaos.was_killed(tmp_path / "first") == (fault == "kill"), f"{point} never came"
+    assert first.returncode in {"kill": (0, -9), "kill driver": (-9,)}.get(fault, (1,)), first.stderr
+    assert chaos.was_killed(tmp_path / "first") == fault.startswith("kill"), f"{point} never came"
     if fault == "full":
         assert "no space left on the disk" in first.stderr
-    if fault != "kill":
+    if not fault.startswith("kill"):
         assert "the same command goes on" in first.stderr
     second = chaos.begin(command, tmp_path / "second")
     assert second.returncode == 0, second.stderr
     assert chaos.result(tmp_path / "run") == chaos.result(folder / "whole")
     scored = chaos.scored(tmp_path / "first") + chaos.scored(tmp_path / "second")
-    # None that was finished is scored again, but for that of an actor that is killed before it can say so.
-    assert len(scored) - len(set(scored)) <= (fault == "kill")
+    # None that was finished is scored again, but for that of an actor that is killed before it can say so, or of the
+    # two whose driver is.
+    assert len(scored) - len(set(scored)) <= {"kill": 1, "kill driver": 2}.get(fault, 0)
 
 
 @pytest.mark.timeout(600)

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 
 import razor_ray
@@ -420,6 +421,7 @@ def test_threads_wait_asleep(ran, monkeypatch):
 def cluster(monkeypatch, ran):
     """A cluster that takes every job, and what it was asked."""
     found = SimpleNamespace(status="SUCCEEDED", states=[], exit_codes=[], jobs=0, address=None, job=None, refuses=None)
+    found.breaks, found.forgets = [], []
 
     class Client:
         def __init__(self, address, *arguments, **options):
@@ -433,10 +435,14 @@ def cluster(monkeypatch, ran):
             return "raysubmit_1"
 
         async def tail_job_logs(self, job):
+            if found.breaks:
+                raise found.breaks.pop(0)
             yield "first line\n"
             yield f"last line of {job}\n"
 
         def get_job_info(self, job):
+            if found.forgets:
+                raise found.forgets.pop(0)
             if found.states:
                 return SimpleNamespace(status=ray.job_submission.JobStatus(found.states.pop(0)))
             code = found.exit_codes.pop(0) if found.exit_codes else None
@@ -540,6 +546,30 @@ def test_a_job_is_followed_until_it_has_ended(cluster, monkeypatch, capsys):
     assert main(["prune", *PRUNE, "--address", "http://head:8265", "--max-restarts", "2"]) == 0
     assert cluster.jobs == 1
     assert capsys.readouterr().out.count("first line") == 3
+
+
+def test_a_job_is_followed_through_failures_of_the_connection(cluster, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_FOLLOW_AGAIN_SECONDS", 0)
+    cluster.breaks = [RuntimeError("closed abnormally (1006)"), aiohttp.ServerDisconnectedError(), TimeoutError()]
+    cluster.forgets = [ConnectionResetError("by peer")]
+    assert main(["prune", *PRUNE, "--address", "http://head:8265", "--max-restarts", "2"]) == 0
+    assert cluster.jobs == 1
+    assert not cluster.breaks
+    assert not cluster.forgets
+    assert capsys.readouterr().out.count("last line of raysubmit_1") == 2
+
+
+def test_a_job_that_cannot_be_followed_any_more_is_not_submitted_again(cluster, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_FOLLOW_AGAIN_SECONDS", 0)
+    cluster.breaks = [RuntimeError("closed abnormally (1006)")] * 99
+    with pytest.raises(SystemExit) as stopped:
+        main(["prune", *PRUNE, "--address", "http://head:8265", "--max-restarts", "2"])
+    assert stopped.value.code == 1
+    assert cluster.jobs == 1
+    assert len(cluster.breaks) == 79
+    told = capsys.readouterr().err
+    assert "lost the connection to http://head:8265: closed abnormally (1006)" in told
+    assert "raysubmit_1 goes on." in told
 
 
 def test_who_stops_following_a_job_is_told_that_it_goes_on(cluster, monkeypatch, capsys):

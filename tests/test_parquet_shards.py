@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -432,3 +433,36 @@ def test_what_scoring_could_read_of_a_damaged_row_group_can_be_read_again(tmp_pa
     # A piece is read to the end of the 500 rows in which it ends.
     ends = [-(-(piece.first_row + piece.num_rows) // 500) * 500 for piece in pieces]
     assert is_sound == [place * 6000 - 100 > end for end in ends]
+
+
+class Touch:
+    """What is pickled as a call that leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_objects_in_a_shard_are_not_unpickled(tmp_path):
+    """Ray Data registers a type of Arrow's whose values are unpickled by whoever asks for them in Python."""
+    import ray.data  # noqa: F401
+    from ray.data._internal.object_extensions.arrow import ArrowPythonObjectType
+
+    pickled = pa.ExtensionArray.from_storage(
+        ArrowPythonObjectType(), pa.array([pickle.dumps(Touch(tmp_path / "touched"))] * 4, pa.large_binary())
+    )
+    image = pa.StructArray.from_arrays([table()["image"].combine_chunks(), pickled], ["bytes", "path"])
+    path = write(tmp_path / "a.parquet", table().set_column(0, "image", image))
+    with pytest.raises(InputError, match=r"a\.parquet: the paths in column 'image' are extension<.*>, not strings"):
+        inspect(path)
+    assert not (tmp_path / "touched").exists()
+    pq.read_table(path)["image"].to_pylist()
+    assert (tmp_path / "touched").exists()  # or this would show nothing
+
+
+def test_paths_that_are_no_strings_are_refused(tmp_path):
+    image = pa.array([{"bytes": png(), "path": 3}] * 4, pa.struct({"bytes": pa.binary(), "path": pa.int64()}))
+    with pytest.raises(InputError, match="the paths in column 'image' are int64, not strings"):
+        inspect(write(tmp_path / "a.parquet", table().set_column(0, "image", image)))

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 from types import SimpleNamespace
 
 import datasets
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from PIL import Image
 
@@ -20,7 +22,7 @@ from razor_ray.cli import main
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
-from razor_ray.stages import runtime
+from razor_ray.stages import preflight, runtime
 from razor_ray.training import choose_precision
 from tests.conftest import write_shards
 
@@ -458,3 +460,38 @@ def test_only_who_holds_the_run_writes_its_rounds(tmp_path):
         with pytest.raises(StoppedError):
             of_round.commit("scores", {})
     assert not (tmp_path / "run").exists()
+
+
+# Guard rails are in force: what each does in all cases is tested where it is.
+
+
+def test_a_run_that_stands_still_is_stopped(tmp_path, digits, weights_file, monkeypatch, capfd):
+    monkeypatch.setattr(pipeline, "_begin", lambda *_: time.sleep(60))
+    path = write_shards(digits, tmp_path / "in", 1)
+    started = time.monotonic()
+    assert prune(path, tmp_path / "out", weights_file, "--stall-timeout", "1") == 1
+    assert time.monotonic() - started < 30
+    assert "nothing was finished in 1 s" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["prune", "train"])
+def test_a_cluster_that_does_not_see_the_output_is_refused(verb, tmp_path, digits, weights_file, monkeypatch, capfd):
+    """Two nodes, of which one, which is this one under another name, sees nothing."""
+    (here,) = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [here, here | {"NodeID": "f" * 56, "NodeManagerHostname": "far"}])
+    asked = []
+
+    def ask(store, source, nodes, token):
+        asked.append(list(nodes.values()))
+        raise ValueError("1 of 2 nodes do not see the output")
+
+    monkeypatch.setattr(preflight, "_ask_nodes", ask)
+    path = write_shards(digits, tmp_path / "in", 1)
+    if verb == "prune":
+        status = prune(path, tmp_path / "out", weights_file)
+    else:
+        status = main(["train", "--input", str(path), "--output", str(tmp_path / "out"), "--epochs", "1"])
+    assert status == 2
+    assert asked == [[here["NodeManagerHostname"], "far"]]
+    assert "1 of 2 nodes do not see the output" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()

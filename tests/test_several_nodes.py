@@ -16,7 +16,7 @@ from tests import chaos
 from tests.conftest import write_shards
 
 NUM_SHARDS = 12
-SECONDS = 400
+SECONDS = 900
 
 
 @pytest.mark.timeout(SECONDS + 60)

@@ -2,7 +2,8 @@
 
 The environment variable FAULTS is JSON: `log`, a file that gets a line for every step of a write to a run's folder, by
 whichever process; `when`, the end of the line at which something happens, at its `nth` time (without it the first);
-`fault`, what happens: `kill`, the process that writes it is killed with signal 9; `full`, from there on the disk is
+`fault`, what happens: `kill`, the process that writes it is killed with signal 9; `kill driver`, the one that wrote
+the first line is, whoever writes this; `full`, from there on the disk is
 full; or `error`, from there on the store fails with each write; `slow`, seconds that every file of scores takes. That a
 process was killed is told by a file, `log` and `.killed`.
 """
@@ -39,7 +40,8 @@ def step(what: str, path: str) -> None:
             os.close(os.open(FAULTS["log"] + ".killed", os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return  # once is enough
-        os.kill(os.getpid(), signal.SIGKILL)
+        driver = int(lines[0].split(" ", 1)[0])
+        os.kill(driver if FAULTS["fault"] == "kill driver" else os.getpid(), signal.SIGKILL)
 
 
 def break_run_store(module) -> None:
