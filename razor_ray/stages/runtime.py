@@ -150,6 +150,14 @@ def memory_per_cpu() -> int:
     return int(max(shares, default=0))
 
 
+def declared_memory(num_bytes: int) -> int:
+    """Bytes that a task or actor of one CPU declares who takes so many.
+
+    No more than a CPU's share, lest a small machine could start none at all.
+    """
+    return min(num_bytes, int(0.8 * memory_per_cpu()))
+
+
 def node_shapes() -> tuple[list[dict[str, float]], bool]:
     """Resources of each node that is up or that the autoscaler may start, and whether these are all there can be.
 
@@ -196,7 +204,7 @@ def run_tasks(
     """Call a function on the cluster for each tuple of arguments; object refs among them are resolved.
 
     A bounded number of tasks is submitted at once, so that a million calls are no million objects. `options` are
-    Ray's: num_cpus, num_gpus.
+    Ray's: num_cpus, num_gpus, memory.
 
     Yields
     ------

@@ -23,6 +23,8 @@ _COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
 _PARTITION_BYTES = 256 * 2**20
 _MIN_PARTITIONS = 16
 """Partitions are a function of the scores, not of the cluster: small enough for memory, enough for a few CPUs."""
+_TASK_BYTES = 4 * _PARTITION_BYTES
+"""Memory of a task: a partition's embeddings are stored in half precision, and beside that are twice as large."""
 
 
 def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
@@ -45,8 +47,9 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
+    memory = runtime.declared_memory(_TASK_BYTES)
     with stage("sample", int(num_samples.sum())) as progress:
-        for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes"):
+        for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes", memory=memory):
             by_class |= found
             progress.advance(sum(row["num_samples"] for row in found.values()))
         num_kept = sum(row["num_kept"] for row in by_class.values())

@@ -191,11 +191,7 @@ def _room(resources: Resources) -> int:
 
 
 def _actor_bytes() -> int:
-    """Memory that an actor declares.
-
-    No more than a CPU's share, lest a small machine could start no actor at all.
-    """
-    return min(_ACTOR_GIB * 2**30, int(0.8 * runtime.memory_per_cpu()))
+    return runtime.declared_memory(_ACTOR_GIB * 2**30)
 
 
 def _asked(resources: Resources, num_pieces: int) -> str:

@@ -62,6 +62,21 @@ def test_selection_is_exact_and_complete(tmp_path):
     assert selection.filter(pc.field("label") == 6)["reason"].to_pylist() == ["class_floor"]
 
 
+@pytest.mark.parametrize(("share", "declared"), [(2**40, 2**30), (2**20, int(0.8 * 2**20))])
+def test_tasks_declare_their_memory(tmp_path, monkeypatch, share, declared):
+    asked = {}
+    run_tasks = runtime.run_tasks
+
+    def asking(function, arguments, *, name, **options):
+        asked[name] = options
+        return run_tasks(function, arguments, name=name, **(options | {"memory": 2**20}))
+
+    monkeypatch.setattr(runtime, "memory_per_cpu", lambda: share)
+    monkeypatch.setattr(runtime, "run_tasks", asking)
+    select(tmp_path / "run", make_scores(200))
+    assert asked["sample classes"] == {"memory": declared}
+
+
 def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypatch):
     table = make_scores(2000)
     shuffled = table.take(pa.array(np.random.default_rng(5).permutation(2000)))
