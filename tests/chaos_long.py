@@ -30,6 +30,7 @@ def whole(tmp_path_factory, digits) -> tuple[Path, Path]:
 
 def arguments(path: Path, output: Path) -> list[str]:
     options = ["--keep-fraction", "0.3", "--rounds", "2", "--proxy.epochs", "2", "--max-quarantine-fraction", "0.02"]
+    options += ["--score.num-workers", "2"]
     return ["prune", "--input", str(path), "--output", str(output), *options]
 
 

@@ -476,7 +476,7 @@ def test_a_run_that_stands_still_is_stopped(tmp_path, digits, weights_file, monk
 
 @pytest.mark.parametrize("verb", ["prune", "train"])
 def test_a_cluster_that_does_not_see_the_output_is_refused(verb, tmp_path, digits, weights_file, monkeypatch, capfd):
-    """Two nodes, of which one, which is this one under another name, sees nothing."""
+    """Who has several nodes asks them before anything is done; what they answer is tested in test_preflight.py."""
     (here,) = ray.nodes()
     monkeypatch.setattr(ray, "nodes", lambda: [here, here | {"NodeID": "f" * 56, "NodeManagerHostname": "far"}])
     asked = []
