@@ -1,8 +1,9 @@
-"""Encoded images to pixels, and pixels to what a network sees.
+"""Encoded images to pixels: uint8, height x width x channel, a quarter of the bytes of float32.
 
-Decoding gives uint8, height x width x channel: a quarter of the bytes of float32, so that is what crosses processes.
-Normalisation to float happens on the device. Decoding for a score is deterministic; random crops and flips are for
-training, on the device and for a whole batch at once.
+That is what crosses processes; what a network sees of it is the business of `transforms`, on the device.
+
+Torch is loaded where it is used, to resize: a second or two of every process that only plans, lists or hands on what
+others decode.
 """
 
 from __future__ import annotations
@@ -13,14 +14,10 @@ from importlib.metadata import version
 
 import numpy as np
 import simplejpeg
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from razor_ray.headers import MAX_PIXELS, SMALL_IMAGE, ImageError, open_image
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
 _JPEG_MAGIC = b"\xff\xd8"
 _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo has vector code for; 8/3, say, saves nothing over 2
@@ -84,71 +81,6 @@ def decode_batch(
     return pixels, reasons
 
 
-def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 images (B, S, S, 3) to normalised ones (B, 3, S, S) in channels_last memory, on the pixels' device."""
-    # For a whole row of pixels: a loop over three channels has no room for vector instructions (a third of the speed).
-    row = (pixels.shape[2], 1)
-    mean = torch.tensor(_MEAN, device=pixels.device).mul_(255).repeat(row)  # (S, 3)
-    scale = torch.tensor(_STD, device=pixels.device).mul_(255).reciprocal_().repeat(row)  # (S, 3)
-    # In place, on a copy of our own. A permuted NHWC tensor is NCHW in channels_last memory: no copy.
-    normalized = pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale)
-    return normalized.permute(0, 3, 1, 2).to(dtype)
-
-
-def denormalize(images: Tensor) -> Tensor:
-    """Values in 0..1 of normalised images (B, 3, S, S)."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (_MEAN, _STD))
-    return images * std + mean
-
-
-def random_crop(images: Tensor, size: int, generator: torch.Generator, *, flip: bool = False) -> Tensor:
-    """A random crop of each image, after padding by an eighth if the images are no larger than the crop.
-
-    Parameters
-    ----------
-    images : Tensor of shape (B, H, H, C), uint8
-    size : int
-        Side of the crops, at most H.
-    generator : torch.Generator
-        On the CPU, so that a run is the same on every device.
-    flip : bool
-        Mirror half of the images left to right; only where that keeps the label.
-
-    Returns
-    -------
-    Tensor of shape (B, size, size, C), uint8
-    """
-    batch, side = len(images), images.shape[1]
-    if side == size:
-        pad = max(1, size // 8)
-        planes = images.permute(0, 3, 1, 2).to(torch.float32)  # reflection padding knows no uint8
-        images = nn.functional.pad(planes, (pad,) * 4, mode="reflect").to(torch.uint8).permute(0, 2, 3, 1)
-        side += 2 * pad
-    offsets = torch.randint(0, side - size + 1, (2, batch), generator=generator)  # (2, B)
-    mirrored = torch.rand(batch, generator=generator) < 0.5 if flip else torch.zeros(batch, dtype=torch.bool)  # (B,)
-    crop = _crop_by_rows if images.device.type == "cpu" else _crop_at_once
-    return crop(images, size, offsets, mirrored)
-
-
-def _crop_by_rows(images: Tensor, size: int, offsets: Tensor, mirrored: Tensor) -> Tensor:
-    """Windows of images (B, H, H, C) at offsets (2, B), for a processor: fifteen times as fast as pixel by pixel."""
-    crops = torch.empty((len(images), size, size, images.shape[3]), dtype=images.dtype)
-    for index, (top, left, is_mirrored) in enumerate(zip(*offsets.tolist(), mirrored.tolist(), strict=True)):
-        crop = images[index, top : top + size, left : left + size]
-        crops[index] = crop.flip(1) if is_mirrored else crop
-    return crops
-
-
-def _crop_at_once(images: Tensor, size: int, offsets: Tensor, mirrored: Tensor) -> Tensor:
-    """The same, for a device that gathers pixels of a whole batch in one call."""
-    steps = torch.arange(size)
-    top = (offsets[0, :, None] + steps).to(images.device)  # (B, S)
-    left = offsets[1, :, None] + steps  # (B, S)
-    left = torch.where(mirrored[:, None], left.flip(1), left)
-    index = torch.arange(len(images), device=images.device)[:, None, None]  # (B, 1, 1)
-    return images[index, top[:, :, None], left.to(images.device)[:, None, :]]
-
-
 def stored_size(size: int, *, augment: bool) -> int:
     """Side at which to decode for training on `size` pixels: a margin for crops of large images, small ones are padded.
 
@@ -170,8 +102,8 @@ def decoders() -> dict[str, str]:
     }
 
 
-def _decode_pixels(encoded: bytes, size: int) -> Tensor:
-    """RGB pixels, (3, H, W) uint8; of a JPEG that is larger than needed, at a half, a quarter or an eighth."""
+def _decode_pixels(encoded: bytes, size: int) -> NDArray[np.uint8]:
+    """RGB pixels, (H, W, 3) uint8; of a JPEG that is larger than needed, at a half, a quarter or an eighth."""
     if encoded.startswith(_JPEG_MAGIC):
         with suppress(ValueError):  # cut short, damaged, CMYK: what Pillow says of it is the answer
             return _decode_jpeg(encoded, size)
@@ -182,15 +114,14 @@ def _decode_pixels(encoded: bytes, size: int) -> Tensor:
     return _decode_with_pillow(image)
 
 
-def _decode_jpeg(encoded: bytes, size: int) -> Tensor:
+def _decode_jpeg(encoded: bytes, size: int) -> NDArray[np.uint8]:
     # A microsecond; Pillow takes 15 to open a file.
     height, width = (int(side) for side in simplejpeg.decode_jpeg_header(encoded)[:2])
     if height * width > MAX_PIXELS:
         raise ValueError("too many pixels")
     reduction = _reduction(height, width, size)
     # The library takes the smallest of its scales that gives at least these sides, which is then 1 / reduction.
-    pixels = simplejpeg.decode_jpeg(encoded, min_height=-(-height // reduction), min_width=-(-width // reduction))
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return simplejpeg.decode_jpeg(encoded, min_height=-(-height // reduction), min_width=-(-width // reduction))
 
 
 def _reduction(height: int, width: int, size: int) -> int:
@@ -207,39 +138,42 @@ def _reduction(height: int, width: int, size: int) -> int:
     return next((reduction for reduction in _REDUCTIONS if seen >= reduction * 2 * size), 1)
 
 
-def _decode_with_torchvision(encoded: bytes) -> Tensor:
-    # Here and not above: it brings torch's compiler along, a second of every process that decodes anything.
-    from torchvision.io import ImageReadMode, decode_image
+def _decode_with_torchvision(encoded: bytes) -> NDArray[np.uint8]:
+    import torch
+    from torchvision.io import ImageReadMode, decode_image  # brings torch's compiler along, another second
 
-    return decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    planes = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return planes.permute(1, 2, 0).numpy()
 
 
-def _decode_with_pillow(image: Image.Image) -> Tensor:
+def _decode_with_pillow(image: Image.Image) -> NDArray[np.uint8]:
     try:
         image.load()
         if image.mode.startswith("I"):
             # Pillow clips 16-bit grey to 255 on conversion, which would make nearly all of it white.
             grey = np.asarray(image).astype(np.int64) >> 8
-            array = np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
-        else:
-            array = np.array(image.convert("RGB"))
+            return np.repeat(grey.clip(0, 255).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.array(image.convert("RGB"))
     except Exception as error:  # as in open_image
         raise ImageError("broken or truncated image") from error
-    return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def _fit(pixels: Tensor, size: int) -> NDArray[np.uint8]:
-    """(3, H, W) to (size, size, 3)."""
+def _fit(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """(H, W, 3) to (size, size, 3)."""
     if size > SMALL_IMAGE:
         # Cropped first: what is not seen need not be resized, and a very long image stays small.
-        seen = max(1, round(min(pixels.shape[-2:]) * _SEEN))
-        top, left = (round((side - seen) / 2) for side in pixels.shape[-2:])
-        pixels = pixels[:, top : top + seen, left : left + seen]
-    if pixels.shape[-2:] != (size, size):
-        # A dense image of interleaved channels is resized as one, and comes back so; else plane by plane, and whoever
-        # takes it pays for interleaving (a quarter of the time of decoding). Torch tells by the strides, of which that
-        # of the only image may be anything until it is set.
-        dense = pixels[None].contiguous(memory_format=torch.channels_last)
-        dense = dense.as_strided(dense.shape, (dense.numel(), *dense.stride()[1:]))
-        pixels = nn.functional.interpolate(dense, (size, size), mode="bilinear", antialias=True)[0]
-    return pixels.permute(1, 2, 0).numpy()
+        seen = max(1, round(min(pixels.shape[:2]) * _SEEN))
+        top, left = (round((side - seen) / 2) for side in pixels.shape[:2])
+        pixels = pixels[top : top + seen, left : left + seen]
+    return pixels if pixels.shape[:2] == (size, size) else _resize(pixels, size)
+
+
+def _resize(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Bilinear and antialiased, (H, W, 3) to (size, size, 3)."""
+    import torch
+
+    # A dense image of interleaved channels is resized as one, and comes back so; else plane by plane, and whoever takes
+    # it pays for interleaving (a quarter of the time of decoding).
+    dense = torch.from_numpy(np.ascontiguousarray(pixels))[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(dense, (size, size), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()

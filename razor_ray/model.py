@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from razor_ray.headers import SMALL_IMAGE
-from razor_ray.images import denormalize
+from razor_ray.transforms import denormalize
 
 DEFAULT_SMALL, DEFAULT_LARGE = "resnet9", "resnet18"
 

@@ -223,7 +223,7 @@ def _check_can_do(config: PruneConfig, catalog: catalogs.Catalog, store: RunStor
     if not store.is_done("subset"):
         size = catalogs.choose_size(config.proxy.image_size, catalog)
         network = model.build(model.resolve_arch(config.proxy.arch, size), len(catalog.class_names))
-        preflight.check_space(catalog, network, config.keep_fraction, store)
+        preflight.check_space(catalog, model.classifier(network).in_features, config.keep_fraction, store)
     if not (store.is_done("proxy") or config.proxy.weights):
         training.check_resources(_proxy_training(config))
     if not store.is_done("scores"):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from razor_ray import images
+from razor_ray import transforms
 from razor_ray.config import LearningConfig
 
 _EVAL_BATCH = 256
@@ -131,10 +131,10 @@ class Trainer:
             group["lr"] = rate
         pixels = pixels.to(self.device, non_blocking=True)
         if self.config.augment != "none":
-            pixels = images.random_crop(pixels, self.image_size, generator, flip=self.config.augment == "crop_flip")
+            pixels = transforms.random_crop(pixels, self.image_size, generator, flip=self.config.augment == "crop_flip")
         labels, weights = labels.to(self.device), weights.to(self.device)
         with autocast(self.device, self.precision):
-            logits = self.network(images.normalize(pixels))
+            logits = self.network(transforms.normalize(pixels))
         loss = weighted_loss(logits, labels, weights, self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -227,7 +227,7 @@ def predict(network: nn.Module, pixels: Tensor, *, precision: str, device: torch
     """
     network.eval()
     with torch.inference_mode(), autocast(device, precision):
-        found = [network(images.normalize(batch.to(device))).argmax(1).cpu() for batch in pixels.split(_EVAL_BATCH)]
+        found = [network(transforms.normalize(batch.to(device))).argmax(1).cpu() for batch in pixels.split(_EVAL_BATCH)]
     return torch.cat(found)
 
 

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from razor_ray import images, model
+from razor_ray import model, transforms
 from razor_ray.headers import network_size
 from tests.conftest import FailingStore
 
@@ -115,7 +115,7 @@ def test_lenet_by_hand():
     # What it sees is grey, in 0..1: a mid-grey pixel of 102 is 0.4 again, whatever normalisation made of it.
     seen = []
     network.features[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    network(images.normalize(torch.full((1, 28, 28, 3), 102, dtype=torch.uint8)))
+    network(transforms.normalize(torch.full((1, 28, 28, 3), 102, dtype=torch.uint8)))
     torch.testing.assert_close(seen[0], torch.full((1, 1, 28, 28), 0.4))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 

@@ -84,6 +84,14 @@ def test_who_scores_does_not_wait_for_a_compiler():
     assert loaded.stdout == "{'torch'}\n", loaded.stderr
 
 
+@pytest.mark.parametrize("name", ["catalog", "preflight", "exchange", "weigh", "sample", "subset", "decode"])
+def test_who_does_not_compute_does_not_wait_for_torch(name):
+    """Two seconds of every process, and Ray starts many: to look at a folder, to split a file, to deal out rows."""
+    script = f"import sys, razor_ray.stages.{name}; print({{'torch', 'ray.train'}} & sys.modules.keys())"
+    loaded = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    assert loaded.stdout == "set()\n", loaded.stderr
+
+
 def layer(module: str) -> int:
     """config, schema <- pure modules <- stages <- pipeline <- cli."""
     if module in ("razor_ray", "razor_ray.config", "razor_ray.schema"):

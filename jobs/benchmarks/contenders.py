@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from jobs.benchmarks.measure import num_cpus
-from razor_ray import hardness, heap, images, model, parquet_shards
+from razor_ray import hardness, heap, images, model, parquet_shards, transforms
 from razor_ray.config import InputConfig, ScoreConfig
 from razor_ray.run_store import RunStore
 
@@ -126,7 +126,7 @@ class _Network:
         """All scores and the embedding, in host memory."""
         bf16 = self.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            embedding, logits = self.network(images.normalize(pixels.to(self.device, non_blocking=True)))
+            embedding, logits = self.network(transforms.normalize(pixels.to(self.device, non_blocking=True)))
         scores = hardness.all_scores(logits.float(), labels.to(self.device))
         for value in (*scores.values(), embedding.to(torch.float16)):
             value.cpu().numpy()

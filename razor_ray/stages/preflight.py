@@ -13,7 +13,6 @@ import pyarrow.fs as pafs
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torch import nn
 
 from razor_ray import sources
 from razor_ray.run_store import RunStore, write_file
@@ -82,7 +81,7 @@ def check_fits(request: Mapping[str, float], what: str, mend: str) -> None:
     raise ValueError(f"{what} needs {_in_words(request)} on one node, but the nodes have {nodes}. {mend}")
 
 
-def check_space(catalog: Catalog, network: nn.Module, keep_fraction: float, store: RunStore) -> None:
+def check_space(catalog: Catalog, embedding_size: int, keep_fraction: float, store: RunStore) -> None:
     """Refuse a local disk that has no room for the result, beside what of it is there already.
 
     Raises
@@ -94,9 +93,7 @@ def check_space(catalog: Catalog, network: nn.Module, keep_fraction: float, stor
         return
     folder = next(parent for parent in (Path(store.root), *Path(store.root).parents) if parent.exists())
     free = shutil.disk_usage(folder).free
-    scores, subset = estimate_bytes(
-        catalog.num_samples, sum(catalog.source.sizes), embedding_size(network), keep_fraction
-    )
+    scores, subset = estimate_bytes(catalog.num_samples, sum(catalog.source.sizes), embedding_size, keep_fraction)
     there = store.num_bytes(("scores", "selection", "subset"))
     if free + there < scores + subset:
         gib = [f"{number / 2**30:.1f}" for number in (scores + subset, scores, subset, free + there)]
@@ -113,11 +110,6 @@ def estimate_bytes(num_samples: int, input_bytes: int, embedding_size: int, keep
     (1124000, 2500000)
     """
     return num_samples * (2 * embedding_size + _SCORE_BYTES), round(keep_fraction * input_bytes)
-
-
-def embedding_size(network: nn.Module) -> int:
-    """Numbers that the network's last linear layer takes."""
-    return [module.in_features for module in network.modules() if isinstance(module, nn.Linear)][-1]
 
 
 def _ask_nodes(store: RunStore, source: sources.Source, nodes: Mapping[str, str], token: str) -> None:

@@ -29,7 +29,7 @@ import ray.data
 import torch
 
 import razor_ray
-from razor_ray import hardness, heap, images, model, schema, sources
+from razor_ray import hardness, heap, images, model, schema, sources, transforms
 from razor_ray.config import ScoreConfig
 from razor_ray.headers import SMALL_IMAGE
 from razor_ray.progress import stage
@@ -341,7 +341,7 @@ class Scorer:
         bf16 = self.resources.precision == "bf16"
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)  # (B, S, S, 3)
-            embedding, logits = self.network(images.normalize(pixels))  # (B, D), (B, C)
+            embedding, logits = self.network(transforms.normalize(pixels))  # (B, D), (B, C)
         labels = torch.from_numpy(batch.label).to(self.device).clamp(min=0).long()  # (B,)
         # A network that has run away gives logits without a score; they are told apart below, not here.
         scores = hardness.all_scores(logits.float(), labels)

@@ -23,7 +23,7 @@ from razor_ray import images, model, training
 from razor_ray.config import TrainConfig
 from razor_ray.progress import Progress, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem
-from razor_ray.stages import feed, preflight, runtime, train_worker
+from razor_ray.stages import decode, preflight, runtime, train_worker
 from razor_ray.stages.catalog import Catalog, choose_size
 from razor_ray.stages.per_shard import PerShard
 from razor_ray.stages.train_worker import BEAT, Task, work
@@ -71,7 +71,7 @@ def train(
         The last epoch's line of metrics.jsonl.
     """
     size = choose_size(config.model.image_size, catalog)
-    held_out_pieces = feed.plan(held_out, size) if held_out else []
+    held_out_pieces = decode.plan(held_out, size) if held_out else []
     task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
     task = replace(task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs)
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
@@ -80,7 +80,7 @@ def train(
     for rank in range(task.num_eval_feeds):
         assert held_out is not None
         share = held_out_pieces[rank :: task.num_workers]
-        datasets[f"eval_{rank}"] = feed.dataset(held_out, [[piece] for piece in share], size)
+        datasets[f"eval_{rank}"] = decode.dataset(held_out, [[piece] for piece in share], size)
     in_process = task.num_workers == 1 and not task.use_gpu and runtime.is_private()
     trainer = ray.train.torch.TorchTrainer(
         work,
@@ -117,12 +117,12 @@ def _train_datasets(task: Task, catalog: Catalog, beside: PerShard | None) -> di
     """What is trained on, by the names that the workers' feeds ask for."""
     seed, size = task.config.seed, task.stored_size
     if task.is_cached:
-        planned = [[piece] for piece in feed.in_random_order(feed.plan(catalog, size), seed)]
+        planned = [[piece] for piece in decode.in_random_order(decode.plan(catalog, size), seed)]
     else:
-        planned = feed.plan_stream(catalog, size, seed)
+        planned = decode.plan_stream(catalog, size, seed)
     weight_column = "weight" if task.config.use_weights else None
-    names = feed.names("train", is_cached=task.is_cached)
-    return {name: feed.dataset(catalog, planned, size, weight_column, beside) for name in names}
+    names = decode.names("train", is_cached=task.is_cached)
+    return {name: decode.dataset(catalog, planned, size, weight_column, beside) for name in names}
 
 
 def check_resources(config: TrainConfig) -> None:

@@ -18,12 +18,12 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from razor_ray import dynamics, hardness, images, model, training
+from razor_ray import dynamics, hardness, model, training, transforms
 from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import write_file, write_table
-from razor_ray.stages import feed, preflight
+from razor_ray.stages import decode, preflight
 from razor_ray.stages.dynamics import from_table, to_table
 from razor_ray.stages.feed import Feed
 
@@ -112,7 +112,7 @@ class Worker:
         self.num_seen = 0
         """Samples of the epoch under way that this worker has trained on."""
         rows = task.num_samples // task.num_workers
-        names = feed.names("train", is_cached=task.is_cached)
+        names = decode.names("train", is_cached=task.is_cached)
         self.train_feed = Feed(names, task.batch_size, rows, self._beat, is_cached=task.is_cached)
         # With fewer held-out pieces than workers, some have nothing to evaluate.
         self.eval_feed = (
@@ -184,7 +184,7 @@ class Worker:
         confusion = torch.zeros(len(self.task.class_names), len(self.task.class_names), dtype=torch.float64)
         with torch.inference_mode(), training.autocast(self.device, self.precision):
             for batch in self.eval_feed.batches(None) if self.eval_feed else ():
-                logits = self.plain(images.normalize(batch["pixels"].to(self.device)))
+                logits = self.plain(transforms.normalize(batch["pixels"].to(self.device)))
                 found = training.confusion_matrix(batch["label"], logits.argmax(1).cpu(), len(confusion))
                 confusion += torch.from_numpy(found)
         confusion = self._sum_over_workers(confusion).long().numpy()

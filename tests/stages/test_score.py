@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import hardness, images, model, schema
+from razor_ray import hardness, images, model, schema, transforms
 from razor_ray.config import InputConfig, PruneConfig, ScoreConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import RunStore, write_table
@@ -77,7 +77,7 @@ def test_agrees_with_a_plain_loop(tmp_path, digits):
     pixels, reasons = images.decode_batch(digits["image"].to_pylist(), 8)
     assert not any(reasons)
     with torch.inference_mode():
-        embedding, logits = network(images.normalize(torch.from_numpy(pixels)))
+        embedding, logits = network(transforms.normalize(torch.from_numpy(pixels)))
     expected = hardness.all_scores(logits.double(), torch.tensor(digits["label"].to_pylist()))
     for name in schema.SCORE_NAMES:
         np.testing.assert_allclose(table[name], expected[name], rtol=2e-4, atol=2e-5)

@@ -11,13 +11,13 @@ import pytest
 import torch
 from pyarrow.fs import LocalFileSystem
 
-from razor_ray import images, model, progress, schema, sources
+from razor_ray import images, model, progress, schema, sources, transforms
 from razor_ray.cli import main
 from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
 from razor_ray.shards import Format, Source
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import feed, train_worker
+from razor_ray.stages import decode, train_worker
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
 from razor_ray.training import predict
@@ -170,7 +170,7 @@ def test_dynamics_are_of_every_sample_and_epoch(split, tmp_path, monkeypatch, ca
     pixels, _ = images.decode_batch(encoded["image"].to_pylist(), 8)
     labels = torch.tensor(encoded["label"].to_pylist())
     with torch.inference_mode():  # of batches as they are trained on: their statistics differ a little with the batch
-        p = network(images.normalize(torch.from_numpy(pixels))).softmax(1)[torch.arange(300), labels].numpy()
+        p = network(transforms.normalize(torch.from_numpy(pixels))).softmax(1)[torch.arange(300), labels].numpy()
     assert np.corrcoef(scores["mean_p"], p)[0, 1] > 0.95
     assert (scores["dyn_unc"] < 0.1).all()
 
@@ -221,7 +221,7 @@ def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_pat
             table = pa.table({"image": [encoded[row % 400] for row in rows], "label": labels[rows.start : rows.stop]})
             pq.write_table(table, tmp_path / "in" / f"{shard}.parquet", row_group_size=50)
     catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
-    blocks = feed.plan_stream(catalog, 252, seed=0)  # 512 rows of this size are a block
+    blocks = decode.plan_stream(catalog, 252, seed=0)  # 512 rows of this size are a block
     rows = [
         [1000 * run.shard_id + run.first_row + row for run in block for row in range(run.num_rows)] for block in blocks
     ]
@@ -231,8 +231,8 @@ def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_pat
     assert len(rows) < 12
     for first, second in zip(rows, rows[1:], strict=False):
         assert len(set(labels[first + second])) >= 7
-    assert feed.plan_stream(catalog, 252, seed=0) == blocks
-    assert feed.plan_stream(catalog, 252, seed=1) != blocks
+    assert decode.plan_stream(catalog, 252, seed=0) == blocks
+    assert decode.plan_stream(catalog, 252, seed=1) != blocks
 
 
 def test_images_come_in_the_planned_order_whichever_is_decoded_first(tmp_path, digits):
@@ -246,7 +246,7 @@ def test_images_come_in_the_planned_order_whichever_is_decoded_first(tmp_path, d
     catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
     planned = [[piece] for piece in catalogs.pieces(catalog, max_rows=8, batch_size=8)]
     assert len(planned) == 6
-    found = [batch["sample_id"] for batch in feed.dataset(catalog, planned, 8).iter_batches(batch_size=None)]
+    found = [batch["sample_id"] for batch in decode.dataset(catalog, planned, 8).iter_batches(batch_size=None)]
     expected = [schema.sample_ids(shard, 0, 8) for shard in range(6)]
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
 
@@ -257,9 +257,9 @@ def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
     table = pa.concat_tables([digits.select(["image", "label"])] * 5)
     pq.write_table(table, tmp_path / "in" / "0.parquet", row_group_size=400)
     catalog = catalogs.build(InputConfig(path=str(tmp_path / "in")))
-    runs = [run for block in feed.plan_stream(catalog, 252, seed=0) for run in block]
+    runs = [run for block in decode.plan_stream(catalog, 252, seed=0) for run in block]
     assert sorted(run.first_row for run in runs) == list(range(0, 2000, 400))
-    large = [run for block in feed.plan_stream(catalog, 700, seed=0) for run in block]
+    large = [run for block in decode.plan_stream(catalog, 700, seed=0) for run in block]
     assert {run.num_rows for run in large} == {256, 144}
 
 
