@@ -14,8 +14,8 @@ FAULTS := tests/test_chaos.py tests/test_several_nodes.py
 STOPS := tests/test_chaos.py::test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind
 # A second shared Ray, beside the first, takes these when the tests without one are through. Not the jobs: the first has
 # the port of the agent that starts them.
-BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_experiments.py \
-	tests/test_formats.py tests/test_pipeline.py
+BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_demo.py \
+	tests/test_experiments.py tests/test_formats.py tests/test_pipeline.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_STRETCH = 2**16
+"""Steps whose units are in memory at once."""
 
 
 def apportion(mass: ArrayLike, total: int, floor: ArrayLike, cap: ArrayLike) -> NDArray[np.int64]:
@@ -26,7 +30,7 @@ def apportion(mass: ArrayLike, total: int, floor: ArrayLike, cap: ArrayLike) -> 
     mass : array of shape (C,)
         Finite, at least 0.
     total : int
-        The sum to reach; the time and memory taken grow with it.
+        The sum to reach; the time taken grows with it.
     floor, cap : arrays of shape (C,)
         Integers, 0 <= floor <= cap.
 
@@ -84,17 +88,58 @@ def _quota_method(
     mass = np.ldexp(mass, -int(np.frexp(mass.max())[1]))
     total = steps + int(floor.sum())
     water = _Water(mass, floor, cap)
-    # Two more than the share: what is released before `total`, and rounding.
-    last = np.minimum(np.floor(water.shares(total)).astype(np.int64) + 2, cap)  # (A,)
-    owner = np.repeat(np.arange(len(mass)), last - floor)  # (U,), a unit for each sample that may be given
-    nth = 1 + np.arange(len(owner)) - np.repeat(np.cumsum(last - floor) - last, last - floor)  # (U,), floor + 1..last
-    release = np.floor(water.total_at((nth - 1) / mass[owner])).astype(np.int64) - int(floor.sum())  # (U,)
-    deadline = np.ceil(water.total_at(nth / mass[owner]))  # (U,)
-    # Of equal deadlines, the one released first has waited longest: its remainder is the larger.
-    by_urgency = np.lexsort((owner, release, deadline))  # (U,)
-    given = _earliest_deadline_first(by_urgency, release, steps)  # (steps,)
-    quotas[opened] += np.bincount(owner[given], minlength=len(opened))
+    pending = _Units.none()
+    quotas_opened, first_nth = floor.copy(), floor + 1  # (A,), (A,)
+    # In stretches, so that the memory that is taken does not grow with the total.
+    for start in range(0, steps, _STRETCH):
+        stop = min(start + _STRETCH, steps)
+        # Two more than the share: what is released before the stretch ends, and rounding.
+        last = np.minimum(np.floor(water.shares(stop + total - steps)).astype(np.int64) + 2, cap)  # (A,)
+        last = np.maximum(last, first_nth - 1)
+        units = pending.followed_by(_Units.between(first_nth, last, mass, water))
+        first_nth = last + 1
+        # Of equal deadlines, the one released first has waited longest: its remainder is the larger.
+        by_urgency = np.lexsort((units.nth, units.owner, units.release, units.deadline))  # (U,)
+        given = _earliest_deadline_first(by_urgency, units.release - (floor.sum() + start), stop - start)
+        quotas_opened += np.bincount(units.owner[given], minlength=len(opened))
+        pending = units.without(given)
+    quotas[opened] = quotas_opened
     return quotas
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Samples that may be given: the nth of the class at a place."""
+
+    owner: NDArray[np.int64]
+    """(U,), places of classes."""
+    nth: NDArray[np.int64]
+    """(U,), from 1 on."""
+    release: NDArray[np.int64]
+    """(U,), the first total in which each may be given."""
+    deadline: NDArray[np.float64]
+    """(U,), the total by which it must have been."""
+
+    @staticmethod
+    def none() -> _Units:
+        whole = np.zeros(0, np.int64)
+        return _Units(whole, whole, whole, np.zeros(0))
+
+    @staticmethod
+    def between(first: NDArray[np.int64], last: NDArray[np.int64], mass: NDArray[np.float64], water: _Water) -> _Units:
+        """Those from first to last of every class, (A,) each; none where last is first - 1."""
+        counts = last - first + 1
+        owner = np.repeat(np.arange(len(mass)), counts)  # (U,)
+        nth = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts - first, counts)  # (U,)
+        release = np.floor(water.total_at((nth - 1) / mass[owner])).astype(np.int64)
+        return _Units(owner, nth, release, np.ceil(water.total_at(nth / mass[owner])))
+
+    def followed_by(self, others: _Units) -> _Units:
+        pairs = [(getattr(self, name), getattr(others, name)) for name in self.__slots__]
+        return _Units(*(np.concatenate(pair) for pair in pairs))
+
+    def without(self, places: NDArray[np.intp]) -> _Units:
+        return _Units(*(np.delete(getattr(self, name), places) for name in self.__slots__))
 
 
 def _earliest_deadline_first(by_urgency: NDArray[np.intp], release: NDArray[np.int64], steps: int) -> NDArray[np.intp]:

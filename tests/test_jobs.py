@@ -106,11 +106,13 @@ def test_a_job_that_is_killed_half_way_and_submitted_again(
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.2)
     assert client.get_job_status(job).value == "FAILED"
+    assert client.get_job_info(job).driver_exit_code == 128 + signal.SIGKILL  # of its shell
     assert (tmp_path / "run/_lease.json").exists()  # of a dead process, which does not hold up the next
     job = submit()
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.2)
     assert client.get_job_status(job).value == "SUCCEEDED", client.get_job_logs(job)
+    assert client.get_job_info(job).driver_exit_code == 0
     assert "catalog   done before, skipped" in client.get_job_logs(job)
     assert not (tmp_path / "run/_lease.json").exists()
     assert chaos.result(tmp_path / "run") == chaos.result(undisturbed[1])

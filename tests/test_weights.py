@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
+from razor_ray import apportion as apportionment
 from razor_ray.apportion import apportion
 from razor_ray.weights import (
     budget,
@@ -289,6 +291,32 @@ def test_hand_worked_quota_mass():
         quota_mass("ispl", ispl_mass=[1.0], num_samples=[1, 2], recall=[1, 1])
     with pytest.raises(ValueError, match="recall must be in"):
         quota_mass("recall", ispl_mass=[1.0], num_samples=[1], recall=[1.5])
+
+
+@given(
+    classes=st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 3), st.integers(0, 60)), min_size=1, max_size=30),
+    share=st.floats(0, 1),
+    stretch=st.integers(1, 40),
+)
+@settings(deadline=None, derandomize=True, max_examples=400)
+def test_apportion_in_stretches_is_apportion(classes, share, stretch):
+    mass, floor, room = (np.array(values) for values in zip(*classes, strict=True))
+    cap = floor + room
+    total = int(floor.sum() + share * room.sum())
+    at_once = apportion(mass, total, floor, cap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(apportionment, "_STRETCH", stretch)
+        assert_array_equal(apportion(mass, total, floor, cap), at_once)
+
+
+def test_memory_of_apportion_does_not_grow_with_the_total():
+    peaks = []
+    for total in (200_000, 2_000_000):
+        tracemalloc.start()
+        assert_array_equal(apportion([1, 3], total, [0, 0], [total, total]), [total // 4, total * 3 // 4])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_hand_worked_apportion():

@@ -26,6 +26,9 @@ _FILES_PER_TASK, _NARROW_FILES_PER_TASK = 16, 128
 """Files that a task splits, with embeddings (a megabyte each, say) and without. A task makes an object for each
 partition, and on the scores of ImageNet the objects, not the bytes, were most of the time."""
 
+_ROWS_PER_PARTITION = 2**22
+"""Of a few numbers each: some hundred megabytes while they are sorted."""
+
 
 def scatter_by_label(
     files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_label: NDArray[np.int64]
@@ -62,6 +65,27 @@ def scatter_kept_by_shard(
 ) -> list[list[Any]]:
     """Split the kept rows of selection files by the shard that they come from; otherwise as `scatter_by_label`."""
     return _scatter(_split_kept_by_shard, files, filesystem, columns, partition_of_shard)
+
+
+def num_partitions(num_things: int, num_rows: int, usual: int) -> int:
+    """Partitions for the rows of some things (classes, shards), of which none is divided.
+
+    As many as are usual, until they would hold more rows than a task has memory for; then with the data.
+
+    Parameters
+    ----------
+    num_things, num_rows : int
+    usual : int
+        Enough for the CPUs, few enough that objects are not small.
+
+    Examples
+    --------
+    >>> num_partitions(10, 50_000, usual=16), num_partitions(1000, 50_000, usual=16)
+    (10, 16)
+    >>> num_partitions(1000, 400_000_000, usual=16)
+    96
+    """
+    return min(num_things, max(usual, -(-num_rows // _ROWS_PER_PARTITION)))
 
 
 def even_partitions(sizes: NDArray[np.int64], num_partitions: int) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from razor_ray.stages.weigh import Weights
 WEIGHT, LOSS = "weight", "loss"
 """The columns that `write` writes."""
 
-_MAX_PARTITIONS = 64
+_USUAL_PARTITIONS = 64
 
 
 def write(catalog: Catalog, weights: Weights, round_store: RunStore) -> None:
@@ -33,7 +33,8 @@ def write(catalog: Catalog, weights: Weights, round_store: RunStore) -> None:
     filesystem = round_store.filesystem
     labels, num_samples = weights.table["label"].to_numpy(), weights.table["num_samples"].to_numpy()  # (C,), (C,)
     partition = np.zeros(int(labels.max()) + 1, np.int64)
-    partition[labels] = exchange.even_partitions(num_samples, min(len(labels), _MAX_PARTITIONS))
+    partitions = exchange.num_partitions(len(labels), int(num_samples.sum()), _USUAL_PARTITIONS)
+    partition[labels] = exchange.even_partitions(num_samples, partitions)
     columns = ["sample_id", "label", "loss"]
     split = exchange.scatter_by_label(round_store.files("scores"), filesystem, columns, partition)
     by_class = round_store.begin("ispl_by_class")

@@ -19,7 +19,7 @@ from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.catalog import Catalog
 
-_MAX_PARTITIONS = 64
+_USUAL_PARTITIONS = 64
 
 Combine = Callable[[Sequence[pa.Table]], pa.Table]
 """From the rows of some shards to one table with `sample_id`, ascending, each once."""
@@ -44,7 +44,8 @@ def write(
         In the store; what was there is deleted.
     """
     sizes = np.array(catalog.table["num_samples"].to_pylist(), np.int64)  # (S,)
-    partition = exchange.even_partitions(sizes, min(len(sizes), _MAX_PARTITIONS))
+    partitions = exchange.num_partitions(len(sizes), catalog.num_samples, _USUAL_PARTITIONS)
+    partition = exchange.even_partitions(sizes, partitions)
     store.discard(folder)
     store.filesystem.create_dir(store.path(folder), recursive=True)
     split = exchange.scatter_by_shard(files, store.filesystem, columns, partition)

@@ -141,21 +141,20 @@ def gpus_of_this_node() -> int:
 
 
 def memory_per_cpu() -> int:
-    """Bytes that Ray may give out for each CPU, on the node that has the most; 0 if no node is up."""
-    shares = [
-        node["Resources"].get("memory", 0) / max(node["Resources"].get("CPU", 1), 1)
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+    """Bytes that Ray may give out for each CPU, on the node that has the most, or will; 0 if none is known to have any.
+
+    Of nodes without a CPU, as a head often is, no task gets any.
+    """
+    shares = [shape.get("memory", 0) / shape["CPU"] for shape in node_shapes()[0] if shape.get("CPU", 0) > 0]
     return int(max(shares, default=0))
 
 
-def declared_memory(num_bytes: int) -> int:
-    """Bytes that a task or actor of one CPU declares who takes so many.
+def declared_memory(num_bytes: int, cpus: float = 1.0) -> int:
+    """Bytes that a task, actor or worker of so many CPUs declares who takes so many.
 
-    No more than a CPU's share, lest a small machine could start none at all.
+    No more than the CPUs' share, lest a small machine could start none at all.
     """
-    return min(num_bytes, int(0.8 * memory_per_cpu()))
+    return min(num_bytes, int(0.8 * cpus * memory_per_cpu()))
 
 
 def node_shapes() -> tuple[list[dict[str, float]], bool]:

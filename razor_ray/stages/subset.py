@@ -24,7 +24,7 @@ _ROWS_PER_GROUP = 100
 """As Hugging Face's viewer and shuffled reading want it for images."""
 
 _COMPRESSED = ("sample_id", "key", "label", "weight")
-_MAX_PARTITIONS = 64
+_USUAL_PARTITIONS = 64
 
 IDS = "subset_ids.txt"
 
@@ -41,7 +41,7 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
     """
     facts = store.commit_facts("selection")
     num_shards = len(catalog.source.paths)
-    partitions = min(num_shards, _MAX_PARTITIONS)
+    partitions = exchange.num_partitions(num_shards, facts["num_kept"], _USUAL_PARTITIONS)
     split = exchange.scatter_kept_by_shard(
         store.files("selection"),
         store.filesystem,

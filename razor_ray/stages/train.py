@@ -29,6 +29,8 @@ from razor_ray.stages.per_shard import PerShard
 from razor_ray.stages.train_worker import BEAT, Task, work
 
 _MAX_FAILURES = 3
+_WORKER_GIB = 2
+"""Memory that a worker declares, besides the images that it keeps: torch, a network with its gradients, and batches."""
 
 
 def train(
@@ -94,7 +96,7 @@ def train(
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if in_process else task.num_workers,
             use_gpu=task.use_gpu,
-            resources_per_worker={"CPU": _cpus_per_worker(task.num_workers)} | ({"GPU": 1} if task.use_gpu else {}),
+            resources_per_worker=_worker_resources(task.num_workers, int(task.use_gpu), task.kept_bytes),
         ),
         run_config=ray.train.RunConfig(
             name="ray_train",
@@ -141,8 +143,16 @@ def check_resources(config: TrainConfig) -> None:
         raise ValueError(
             f"{workers} workers need a GPU each, but there are {found}. Pass --num-workers {found}, or --device cpu."
         )
-    share = {"CPU": _cpus_per_worker(workers), "GPU": min(gpus, 1)}
+    share = _worker_resources(workers, min(gpus, 1))
     preflight.check_fits(share, "a training worker", "Give the nodes more, or pass another --device.")
+
+
+def _worker_resources(num_workers: int, gpus: int, kept_bytes: int = 0) -> dict[str, float]:
+    """What each worker reserves, who keeps so many bytes from one epoch to the next."""
+    cpus = _cpus_per_worker(num_workers)
+    # Twice: while they are gathered, the parts are there beside the whole.
+    memory = runtime.declared_memory(_WORKER_GIB * 2**30 + 2 * kept_bytes, cpus)
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
 
 
 def _cpus_per_worker(num_workers: int) -> float:
@@ -210,9 +220,8 @@ def _task(
     total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
     rate = config.learning_rate
     num_eval = held_out.num_samples if held_out else 0
-    cache_bytes = config.cache_gib * 2**30 / 2  # one half for each of the two datasets
     stored = images.stored_size(size, augment=config.augment != "none")
-    return Task(
+    task = Task(
         config=config,
         arch=arch,
         class_names=catalog.class_names,
@@ -225,8 +234,8 @@ def _task(
         num_samples=num_samples,
         num_eval=num_eval,
         num_eval_feeds=min(workers, num_eval_pieces),
-        is_cached=num_samples * stored**2 * 3 / workers <= cache_bytes,
-        is_eval_cached=num_eval * size**2 * 3 / workers <= cache_bytes,
+        is_cached=False,
+        is_eval_cached=False,
         use_gpu=gpus > 0,
         filesystem=store.filesystem,
         folder=store.path(folder),
@@ -234,6 +243,8 @@ def _task(
         with_dynamics=False,
         last_epoch=config.epochs,
     )
+    room = config.cache_gib * 2**30 / 2  # one half for each of the two datasets
+    return replace(task, is_cached=task.train_bytes <= room, is_eval_cached=task.eval_bytes <= room)
 
 
 def _copy_weights(config: TrainConfig, store: RunStore, folder: str) -> str | None:

@@ -68,6 +68,21 @@ class Task:
     last_epoch: int
     """Stop after it, though the schedule may go on."""
 
+    @property
+    def train_bytes(self) -> int:
+        """Of a worker's share of the decoded images that are trained on."""
+        return self.num_samples * self.stored_size**2 * 3 // self.num_workers
+
+    @property
+    def eval_bytes(self) -> int:
+        """Of a worker's share of the decoded held-out images."""
+        return self.num_eval * self.image_size**2 * 3 // self.num_workers
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of what a worker keeps from one epoch to the next."""
+        return self.train_bytes * self.is_cached + self.eval_bytes * self.is_eval_cached
+
 
 def work(arguments: dict[str, Any]) -> None:
     """Train, as one of the workers of `arguments["task"]`, a `Task`."""

@@ -26,7 +26,7 @@ from razor_ray.stages import exchange, runtime
 from razor_ray.weights import IsplSettings
 
 _METADATA_KEY = b"razor_ray"
-_CLASSES_PER_PARTITION, _MAX_PARTITIONS = 8, 16
+_CLASSES_PER_PARTITION, _USUAL_PARTITIONS = 8, 16
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
 
 
@@ -82,7 +82,8 @@ def weigh(
     """
     with stage("weigh", len(class_names), "classes") as progress:
         num_classes = len(class_names)
-        partitions = min(-(-num_classes // _CLASSES_PER_PARTITION), _MAX_PARTITIONS)
+        usual = min(-(-num_classes // _CLASSES_PER_PARTITION), _USUAL_PARTITIONS)
+        partitions = exchange.num_partitions(num_classes, store.commit_facts("scores")["num_samples"], usual)
         files = store.files("scores")
         margin = schema.average_margin(pq.read_schema(files[0], filesystem=store.filesystem).names)
         partition_of_label = np.arange(num_classes) % partitions

@@ -1,14 +1,21 @@
 """What a run takes from its cluster: devices, workers, and errors of tasks as they were raised."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 import ray
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from razor_ray.config import ScoreConfig
-from razor_ray.stages import runtime
+from razor_ray.config import InputConfig, ScoreConfig, TrainConfig
+from razor_ray.run_store import RunStore
+from razor_ray.stages import exchange, runtime
+from razor_ray.stages import train as training
 from razor_ray.stages.exchange import even_partitions
 from razor_ray.stages.score import _resources, _room
-from razor_ray.stages.train import _cpus_per_worker
+from razor_ray.stages.train import _cpus_per_worker, _worker_resources
 
 GIVEN = {"CPU": 8.0, "GPU": 2.0}
 
@@ -77,6 +84,71 @@ def test_workers_leave_a_cpu_to_decode_with(cluster, cpus, workers):
     cluster({"CPU": float(cpus)})
     assert 0 < _cpus_per_worker(workers) <= 1
     assert cpus - workers * _cpus_per_worker(workers) >= 0.5 - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("kept_gib", "cpus", "gib_per_cpu", "declared_gib"),
+    # Two gibibytes of its own and twice what it keeps, but no more than four fifths of its CPUs' share.
+    [(0, 8, 16, 2.0), (1.5, 8, 16, 5.0), (30, 8, 16, 12.8), (0, 8, 1, 0.8), (0, 2, 1, 0.4), (0, 8, 0, None)],
+)
+def test_training_workers_declare_their_memory(monkeypatch, cluster, kept_gib, cpus, gib_per_cpu, declared_gib):
+    cluster({"CPU": float(cpus)})
+    head = {"CPU": 0.0, "memory": 512.0 * 2**30}  # on which no worker runs
+    shapes = [head, {"CPU": float(cpus), "memory": cpus * gib_per_cpu * 2.0**30}]
+    monkeypatch.setattr(runtime, "node_shapes", lambda: (shapes, True))
+    found = _worker_resources(2, 0, kept_bytes=int(kept_gib * 2**30))
+    expected = {"CPU": min(1.0, (cpus - 1) / 2)}
+    if declared_gib is not None:
+        expected["memory"] = pytest.approx(declared_gib * 2**30, abs=1)
+    assert found == expected
+    assert _worker_resources(2, 1)["GPU"] == 1
+    # As many of them fit as the CPUs have room for.
+    assert 2 * found.get("memory", 0) <= shapes[1]["memory"]
+
+
+def test_training_reserves_what_its_workers_declare(monkeypatch, cluster, tmp_path):
+    """The request that Ray Train gets, for images that are kept and for such as are streamed."""
+    cluster({"CPU": 8.0})
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 8.0, "memory": 128.0 * 2**30}], True))
+    asked = []
+
+    class Trainer:
+        def __init__(self, *_, scaling_config, **options):
+            asked.append(scaling_config.resources_per_worker["memory"])
+
+        def fit(self):
+            (tmp_path / "run" / "metrics.jsonl").write_text('{"epoch": 1, "num_samples": 2000, "train_loss": 0.1}\n')
+
+    monkeypatch.setattr(training.ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(training, "_train_datasets", lambda *_: {})
+    source = SimpleNamespace(filesystem=pafs.LocalFileSystem())
+    catalog = SimpleNamespace(num_samples=2000, class_names=("a", "b"), source=source, image_sides=(64, 64))
+    monkeypatch.setattr(training, "choose_size", lambda *_: 64)
+    for cache_gib in (4.0, 0.0):
+        config = TrainConfig(
+            input=InputConfig(path="in"), output="out", num_workers=2, augment="none", cache_gib=cache_gib
+        )
+        training.train(config, catalog, None, RunStore(str(tmp_path)), "run", "train")  # type: ignore[arg-type]
+    # 1,000 images of a worker of 64 x 64 x 3 bytes, twice.
+    assert asked == [2 * 2**30 + 2 * 1000 * 64 * 64 * 3, 2 * 2**30]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 10_000), min_size=1, max_size=200),
+    rows_per_partition=st.integers(1, 5000),
+    usual=st.integers(1, 20),
+)
+@settings(deadline=None, derandomize=True, max_examples=300)
+def test_partitions_grow_with_the_largest_class_only(sizes, rows_per_partition, usual):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exchange, "_ROWS_PER_PARTITION", rows_per_partition)
+        number = exchange.num_partitions(len(sizes), sum(sizes), usual)
+    found = even_partitions(np.array(sizes), number)
+    assert found.min() >= 0 and found.max() < number <= len(sizes)
+    # Whoever came last came to the emptiest, which had no more than an even share.
+    loads = np.bincount(found, sizes, minlength=number)
+    even_share = rows_per_partition if number < len(sizes) else 0
+    assert loads.max() <= even_share + max(sizes)
 
 
 def test_partitions_are_even():

@@ -1,5 +1,6 @@
 """Same scores, same selection: bit for bit, however the scores are cut, ordered or named."""
 
+import tracemalloc
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 import ray
 
-from razor_ray import sampling, schema
+from razor_ray import apportion, sampling, schema
 from razor_ray.config import InputConfig, PruneConfig, SampleConfig, ScoreConfig, WeighConfig
 from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples, gamma_razor
@@ -75,6 +76,24 @@ def test_tasks_declare_their_memory(tmp_path, monkeypatch, share, declared):
     monkeypatch.setattr(runtime, "run_tasks", asking)
     select(tmp_path / "run", make_scores(200))
     assert asked["sample classes"] == {"memory": declared}
+
+
+def test_the_drivers_memory_does_not_grow_with_the_samples(tmp_path, monkeypatch):
+    """What comes back to it of the reduce and of sampling is a row per class."""
+    monkeypatch.setattr(apportion, "_STRETCH", 2**8)  # of which even the small budget has one
+    peaks = []
+    for num_samples in (1000, 1000, 100_000):  # the first also loads what is loaded once
+        store = RunStore(str(tmp_path / str(len(peaks))))
+        config = PruneConfig(input=InputConfig(path="unused"), output=store.uri, keep_fraction=0.3)
+        commit_scores(store, make_scores(num_samples), 4)
+        tracemalloc.start()
+        weigh.weigh(store, NAMES, config.weigh, config.keep_fraction)
+        sample(store, weigh.read(store), config)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert store.commit_facts("selection")["num_kept"] == num_samples * 3 // 10
+    # Counting losses takes half a mebibyte, one more or less at a time; six bytes of each sample would show.
+    assert peaks[2] < peaks[1] + 2**19, peaks
 
 
 def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypatch):

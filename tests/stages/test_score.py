@@ -1,8 +1,11 @@
 """Scoring: the numbers against a plain loop, bit for bit at any number of actors, and what becomes of bad images."""
 
+import dataclasses
+import json
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import hardness, images, model, schema, transforms
+from razor_ray import hardness, images, model, schema, sources, transforms
 from razor_ray.config import InputConfig, PruneConfig, ScoreConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import RunStore, write_table
@@ -123,6 +126,41 @@ def test_the_pool_is_bounded_and_declares_what_it_takes(monkeypatch, workers, nu
     assert pool.max_concurrent_calls_per_actor is None and pool.enable_true_multi_threading
     assert (asked["function"], asked["batch_size"]) == (Scorer, 1)
     assert (asked["num_cpus"], asked["num_gpus"], asked["memory"]) == (1.0, None, int(0.8 * 2**30))
+
+
+class Witness(Scorer):
+    """An actor that tells what came to it through the object store, and what it gave to it."""
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        given = super().__call__(batch)
+        came = {name: len(str(values.tolist())) for name, values in batch.items()}
+        gave = {name: len(str(values)) for name, values in given.items()}
+        return {"witness": [json.dumps({"came": came, "gave": gave})], **given}
+
+
+def test_no_image_crosses_the_object_store(tmp_path, monkeypatch, digits):
+    """Not even encoded: an actor is handed the place of a piece, and reads it. What it gives is counts."""
+    rng = np.random.default_rng(0)
+    noise = [png(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(64)]  # 5 KB each
+    noise[5] = b"no image"
+    table = digits.slice(0, 64).set_column(0, "image", pa.array(noise, pa.binary()))
+    path = write_shards(table, tmp_path / "in", 2)
+    told, score_pieces = [], scoring._score_pieces
+
+    def witnessed(*given):
+        for row in score_pieces(*given):
+            told.append(json.loads(row["witness"]))
+            yield row
+
+    monkeypatch.setattr(scoring, "Scorer", Witness)
+    monkeypatch.setattr(scoring, "_score_pieces", witnessed)
+    _, table = scored(tmp_path / "run", path, max_quarantine_fraction=0.02)
+    assert table.num_rows == 63
+    assert len(told) == 2
+    for witness in told:
+        assert witness["came"].keys() == {field.name for field in dataclasses.fields(sources.Piece)}
+        assert sum(witness["came"].values()) < 100
+        assert sum(witness["gave"].values()) < 200
 
 
 def test_id_column_names_the_samples(tmp_path, digits):

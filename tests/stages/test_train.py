@@ -1,6 +1,8 @@
 """Training on Ray Train: that it learns, that it goes on after an interruption, and that every sample is counted."""
 
+import dataclasses
 import json
+import re
 import time
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from razor_ray.config import EvalConfig, InputConfig, TrainConfig
 from razor_ray.run_store import RunStore
 from razor_ray.shards import Format, Source
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import decode, train_worker
+from razor_ray.stages import decode, ingest, train_worker
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
 from razor_ray.training import predict
@@ -233,6 +235,27 @@ def test_a_stream_of_shards_sorted_by_class_has_many_classes_at_any_time(tmp_pat
         assert len(set(labels[first + second])) >= 7
     assert decode.plan_stream(catalog, 252, seed=0) == blocks
     assert decode.plan_stream(catalog, 252, seed=1) != blocks
+
+
+def test_images_cross_the_object_store_once_and_as_bytes(tmp_path, split, monkeypatch):
+    """Pieces are handed out, and one step makes of them what the workers read: a byte for each colour of a pixel."""
+    catalog = catalogs.build(InputConfig(path=str(split / "train")))
+    handed, datasets = [], ingest.dataset
+
+    def handing(groups):
+        handed.append(datasets(groups))
+        return handed[-1]
+
+    monkeypatch.setattr(ingest, "dataset", handing)
+    found = decode.dataset(catalog, decode.plan_stream(catalog, 64, seed=0), 64).materialize()
+    assert found.count() == 300
+    assert 300 * 64 * 64 * 3 < found.size_bytes() < 1.01 * 300 * 64 * 64 * 3
+    assert next(iter(found.iter_batches(batch_size=1)))["pixels"].dtype == np.uint8
+    (given,) = handed
+    assert set(given.columns()) == {field.name for field in dataclasses.fields(sources.Piece)}
+    assert given.size_bytes() < 10_000
+    operators = set(re.findall(r"Operator \d+ ([\w()]+)", found.stats()))
+    assert operators == {"FromArrow", "MapBatches(decode_pieces)"}
 
 
 def test_images_come_in_the_planned_order_whichever_is_decoded_first(tmp_path, digits):
