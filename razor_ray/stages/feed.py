@@ -40,7 +40,7 @@ class Feed:
     def __init__(
         self, names: tuple[str, ...], batch_size: int, num_rows: int, beat: Callable[[], None], *, is_cached: bool
     ) -> None:
-        self.batch_size, self.is_cached, self.beat = batch_size, is_cached, beat
+        self.batch_size, self.num_rows, self.is_cached, self.beat = batch_size, num_rows, is_cached, beat
         self.num_batches = -(-num_rows // batch_size)
         """Of an epoch. The same on every worker, since an equal split gives all of them as many rows."""
         self._cache: dict[str, Tensor] | None = None
@@ -95,13 +95,20 @@ class Feed:
             yield {name: values[rows] for name, values in self._cache.items()}
 
     def _fill(self) -> None:
-        parts: dict[str, list[Tensor]] = {name: [] for name in ("sample_id", "pixels", "label", "weight")}
+        # To their place as they come: gathered first, and joined then, they would be in memory twice.
+        kept: dict[str, NDArray[Any]] = {}
+        row = 0
         shard: Any = ray.train.get_dataset_shard(next(self._names))
         for batch in shard.iter_batches(batch_size=None, prefetch_batches=1):
             self.beat()
+            num_rows = len(batch["sample_id"])
             for name, values in batch.items():
-                parts[name].append(torch.from_numpy(np.array(values)))
-        self._cache = {name: torch.cat(values) for name, values in parts.items()}
+                if name not in kept:
+                    kept[name] = np.empty((self.num_rows, *values.shape[1:]), values.dtype)
+                kept[name][row : row + num_rows] = values
+            row += num_rows
+        assert row == self.num_rows, f"{row} rows came of a share of {self.num_rows}"
+        self._cache = {name: torch.from_numpy(values) for name, values in kept.items()}
         # By identity, so that the permutations do not depend on the order of arrival.
         self._order = self._cache["sample_id"].argsort()
 

@@ -23,6 +23,7 @@ from razor_ray import images, model, training
 from razor_ray.config import TrainConfig
 from razor_ray.progress import Progress, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem
+from razor_ray.sources import Piece
 from razor_ray.stages import decode, preflight, runtime, train_worker
 from razor_ray.stages.catalog import Catalog, choose_size
 from razor_ray.stages.per_shard import PerShard
@@ -74,12 +75,12 @@ def train(
     """
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = decode.plan(held_out, size) if held_out else []
-    task = _task(config, catalog, held_out, len(held_out_pieces), store, folder)
+    task = _task(config, catalog, held_out, held_out_pieces, store, folder)
     task = replace(task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs)
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
     datasets = _train_datasets(task, catalog, beside)
     to_split = list(datasets)
-    for rank in range(task.num_eval_feeds):
+    for rank in range(len(task.eval_rows)):
         assert held_out is not None
         share = held_out_pieces[rank :: task.num_workers]
         datasets[f"eval_{rank}"] = decode.dataset(held_out, [[piece] for piece in share], size)
@@ -150,8 +151,7 @@ def check_resources(config: TrainConfig) -> None:
 def _worker_resources(num_workers: int, gpus: int, kept_bytes: int = 0) -> dict[str, float]:
     """What each worker reserves, who keeps so many bytes from one epoch to the next."""
     cpus = _cpus_per_worker(num_workers)
-    # Twice: while they are gathered, the parts are there beside the whole.
-    memory = runtime.declared_memory(_WORKER_GIB * 2**30 + 2 * kept_bytes, cpus)
+    memory = runtime.declared_memory(_WORKER_GIB * 2**30 + kept_bytes, cpus)
     return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
 
 
@@ -205,7 +205,7 @@ def _task(
     config: TrainConfig,
     catalog: Catalog,
     held_out: Catalog | None,
-    num_eval_pieces: int,
+    held_out_pieces: list[Piece],
     store: RunStore,
     folder: str,
 ) -> Task:
@@ -220,6 +220,7 @@ def _task(
     total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
     rate = config.learning_rate
     num_eval = held_out.num_samples if held_out else 0
+    num_shares = min(workers, len(held_out_pieces))
     stored = images.stored_size(size, augment=config.augment != "none")
     task = Task(
         config=config,
@@ -233,7 +234,7 @@ def _task(
         num_workers=workers,
         num_samples=num_samples,
         num_eval=num_eval,
-        num_eval_feeds=min(workers, num_eval_pieces),
+        eval_rows=tuple(sum(piece.num_rows for piece in held_out_pieces[rank::workers]) for rank in range(num_shares)),
         is_cached=False,
         is_eval_cached=False,
         use_gpu=gpus > 0,

@@ -53,8 +53,8 @@ class Task:
     num_workers: int
     num_samples: int
     num_eval: int
-    num_eval_feeds: int
-    """Workers that have held-out images to evaluate."""
+    eval_rows: tuple[int, ...]
+    """Held-out images of each worker that has some to evaluate, by rank."""
     is_cached: bool
     is_eval_cached: bool
     use_gpu: bool
@@ -132,8 +132,14 @@ class Worker:
         # With fewer held-out pieces than workers, some have nothing to evaluate.
         self.eval_feed = (
             None
-            if self.rank >= task.num_eval_feeds
-            else Feed((f"eval_{self.rank}",), _EVAL_BATCH, 0, self._beat, is_cached=task.is_eval_cached)
+            if self.rank >= len(task.eval_rows)
+            else Feed(
+                (f"eval_{self.rank}",),
+                _EVAL_BATCH,
+                task.eval_rows[self.rank],
+                self._beat,
+                is_cached=task.is_eval_cached,
+            )
         )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -132,6 +133,27 @@ def test_the_next_epoch_begins_while_the_window_is_still_full(monkeypatch):
     assert num_begun(is_followed=False) == [3] * 48
     assert num_begun(is_followed=False) == [4] * 48
     assert began == ["a", "b", "a", "b"]
+
+
+def test_what_is_kept_is_in_memory_once(monkeypatch):
+    num_rows, num_bytes = 4000, 4000 * 3072
+    pixels = np.random.default_rng(0).integers(0, 256, (num_rows, 3072), np.uint8)
+
+    def iter_batches(**_):
+        for start in range(0, num_rows, 500):  # views, as those into Ray's object store
+            ids = np.arange(num_rows - start, num_rows - start - 500, -1)
+            yield {"sample_id": ids, "pixels": pixels[start : start + 500]}
+
+    monkeypatch.setattr(feed.ray.train, "get_dataset_shard", lambda _: SimpleNamespace(iter_batches=iter_batches))
+    given_feed = feed.Feed(("a",), 100, num_rows, lambda: None, is_cached=True)
+    tracemalloc.start()
+    given_feed._fill()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert num_bytes < peak < 1.2 * num_bytes
+    got = list(given_feed.batches(None))
+    assert np.concatenate([batch["sample_id"] for batch in got]).tolist() == list(range(1, num_rows + 1))
+    assert (np.concatenate([batch["pixels"] for batch in got])[::-1] == pixels).all()
 
 
 def test_a_short_epoch_is_followed_too(monkeypatch):
