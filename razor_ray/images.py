@@ -2,12 +2,14 @@
 
 That is what crosses processes; what a network sees of it is the business of `transforms`, on the device.
 
-Torch is loaded where it is used, to resize: a second or two of every process that only plans, lists or hands on what
-others decode.
+Torch is loaded where it is used, to resize and for WebP: seconds of every process that only plans, lists or hands on
+what others decode.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
@@ -79,6 +81,13 @@ def decode_batch(
         except ImageError as error:
             pixels[index], reasons[index] = 0, str(error)
     return pixels, reasons
+
+
+def resize_in_one_thread() -> None:
+    """Have this process, one of many on its machine, resize in one thread, with the torch that it has or will load."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def stored_size(size: int, *, augment: bool) -> int:

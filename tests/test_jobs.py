@@ -106,7 +106,8 @@ def test_a_job_that_is_killed_half_way_and_submitted_again(
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.2)
     assert client.get_job_status(job).value == "FAILED"
-    assert client.get_job_info(job).driver_exit_code == 128 + signal.SIGKILL  # of its shell
+    # As a shell tells it, where it is one that starts the driver.
+    assert client.get_job_info(job).driver_exit_code in (128 + signal.SIGKILL, -signal.SIGKILL)
     assert (tmp_path / "run/_lease.json").exists()  # of a dead process, which does not hold up the next
     job = submit()
     while not client.get_job_status(job).is_terminal():

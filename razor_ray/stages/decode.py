@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import ray.data
 
-from razor_ray import sources
+from razor_ray import images, sources
 from razor_ray.heap import keep_freed_memory
 from razor_ray.stages import ingest, preflight
 from razor_ray.stages.catalog import Catalog, pieces
@@ -94,6 +94,7 @@ def dataset(
     """
 
     def decode_pieces(batch: Any) -> dict[str, Any]:
+        images.resize_in_one_thread()
         keep_freed_memory()  # batches are alike
         preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
         found = ingest.pieces_of(batch)

@@ -70,7 +70,7 @@ def scatter_kept_by_shard(
 def num_partitions(num_things: int, num_rows: int, usual: int) -> int:
     """Partitions for the rows of some things (classes, shards), of which none is divided.
 
-    As many as are usual, until they would hold more rows than a task has memory for; then with the data.
+    As many as are usual, until they would hold more rows on average than a task has memory for; then with the data.
 
     Parameters
     ----------

@@ -17,6 +17,11 @@ from torch import Tensor
 _WINDOW_BATCHES = 16
 
 
+def window_rows(batch_size: int) -> int:
+    """Rows that a streamed share holds: the window and the batch that fills it, the one drawn, and two on their way."""
+    return (_WINDOW_BATCHES + 4) * batch_size
+
+
 class Feed:
     """A worker's share of a dataset.
 

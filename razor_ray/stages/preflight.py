@@ -159,4 +159,4 @@ def _look(filesystem: pafs.FileSystem, folder: str, token: str, node: str, sourc
 
 def _in_words(resources: Mapping[str, float]) -> str:
     cpus, gpus, memory = (resources.get(name, 0) for name in ("CPU", "GPU", "memory"))
-    return f"{cpus:g} CPU, {gpus:g} GPU and {memory / 2**30:.1f} GiB"
+    return f"{cpus:g} CPU, {gpus:g} GPU" + (f" and {memory / 2**30:.1f} GiB" if memory else "")

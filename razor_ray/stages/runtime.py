@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -140,21 +140,28 @@ def gpus_of_this_node() -> int:
     return max([1, *(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] == here)])
 
 
-def memory_per_cpu() -> int:
-    """Bytes that Ray may give out for each CPU, on the node that has the most, or will; 0 if none is known to have any.
+def declared_memory(num_bytes: int, request: Mapping[str, float], at_most: int | None = None) -> int:
+    """Bytes that each task, actor or worker declares who takes so many.
 
-    Of nodes without a CPU, as a head often is, no task gets any.
+    No more than four fifths of an even share of a node's memory among those that it has room for otherwise: declaring
+    must not make a cluster too small that is not. Of the nodes that can hold one, that are there or may come, the
+    smallest decides; 0 if one of them does not tell its memory.
+
+    Parameters
+    ----------
+    num_bytes : int
+    request : mapping of str to float
+        What one takes besides: CPU, GPU.
+    at_most : int, optional
+        As many as there are, if that is known.
     """
-    shares = [shape.get("memory", 0) / shape["CPU"] for shape in node_shapes()[0] if shape.get("CPU", 0) > 0]
-    return int(max(shares, default=0))
-
-
-def declared_memory(num_bytes: int, cpus: float = 1.0) -> int:
-    """Bytes that a task, actor or worker of so many CPUs declares who takes so many.
-
-    No more than the CPUs' share, lest a small machine could start none at all.
-    """
-    return min(num_bytes, int(0.8 * cpus * memory_per_cpu()))
+    shares = []
+    for shape in node_shapes()[0]:
+        rooms = [int(shape.get(name, 0) / need + 1e-9) for name, need in request.items() if need]
+        num_here = min(rooms) if at_most is None else min(*rooms, at_most)
+        if num_here:
+            shares.append(shape.get("memory", 0) / num_here)
+    return min(num_bytes, int(0.8 * min(shares, default=0)))
 
 
 def node_shapes() -> tuple[list[dict[str, float]], bool]:

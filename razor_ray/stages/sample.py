@@ -47,7 +47,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
-    memory = runtime.declared_memory(_TASK_BYTES)
+    memory = runtime.declared_memory(_TASK_BYTES, {"CPU": 1})
     with stage("sample", int(num_samples.sum())) as progress:
         for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes", memory=memory):
             by_class |= found

@@ -127,7 +127,7 @@ def check_resources(config: ScoreConfig, device: str) -> None:
         With the arithmetic.
     """
     resources = _resources(config, device, image_size=0)  # which decides the batch only
-    request = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, "memory": float(_actor_bytes())}
+    request = {"CPU": resources.num_cpus, "GPU": resources.num_gpus, "memory": float(_actor_bytes(resources))}
     preflight.check_fits(request, "a scoring actor", "Give the nodes more, or pass another --proxy.device.")
 
 
@@ -177,7 +177,7 @@ def _score_pieces(
         ),
         num_cpus=resources.num_cpus,
         num_gpus=resources.num_gpus or None,
-        memory=_actor_bytes() or None,
+        memory=_actor_bytes(resources) or None,
     )
     yield from summaries.iter_rows()
 
@@ -190,13 +190,14 @@ def _room(resources: Resources) -> int:
     return max(1, int(min(rooms)))
 
 
-def _actor_bytes() -> int:
-    return runtime.declared_memory(_ACTOR_GIB * 2**30)
+def _actor_bytes(resources: Resources) -> int:
+    request = {"CPU": resources.num_cpus, "GPU": resources.num_gpus}
+    return runtime.declared_memory(_ACTOR_GIB * 2**30, request, resources.num_workers)
 
 
 def _asked(resources: Resources, num_pieces: int) -> str:
     """What the pool needs, in words."""
-    each = f"{resources.num_cpus:g} CPU, {resources.num_gpus:g} GPU and {_actor_bytes() / 2**30:.1f} GiB each"
+    each = f"{resources.num_cpus:g} CPU, {resources.num_gpus:g} GPU and {_actor_bytes(resources) / 2**30:.1f} GiB each"
     num_actors = min(resources.num_workers, num_pieces)
     in_flight = min(num_pieces, num_actors * _PIECES_IN_FLIGHT)
     return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"

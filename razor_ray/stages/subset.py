@@ -46,7 +46,7 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
         store.files("selection"),
         store.filesystem,
         ["sample_id", "key", "label", "ispl_weight"],
-        np.arange(num_shards) % partitions,
+        exchange.even_partitions(np.array(catalog.table["num_samples"].to_pylist(), np.int64), partitions),
     )
     folder = store.begin("subset")
     calls = ((catalog, store.filesystem, folder, facts["mean_kept_weight"], *tables) for tables in split)

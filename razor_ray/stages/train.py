@@ -31,7 +31,7 @@ from razor_ray.stages.train_worker import BEAT, Task, work
 
 _MAX_FAILURES = 3
 _WORKER_GIB = 2
-"""Memory that a worker declares, besides the images that it keeps: torch, a network with its gradients, and batches."""
+"""Memory that a worker declares, besides the images that it holds: torch, a network with its gradients, activations."""
 
 
 def train(
@@ -97,7 +97,7 @@ def train(
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if in_process else task.num_workers,
             use_gpu=task.use_gpu,
-            resources_per_worker=_worker_resources(task.num_workers, int(task.use_gpu), task.kept_bytes),
+            resources_per_worker=_worker_resources(task.num_workers, int(task.use_gpu), task.image_bytes),
         ),
         run_config=ray.train.RunConfig(
             name="ray_train",
@@ -148,11 +148,11 @@ def check_resources(config: TrainConfig) -> None:
     preflight.check_fits(share, "a training worker", "Give the nodes more, or pass another --device.")
 
 
-def _worker_resources(num_workers: int, gpus: int, kept_bytes: int = 0) -> dict[str, float]:
-    """What each worker reserves, who keeps so many bytes from one epoch to the next."""
-    cpus = _cpus_per_worker(num_workers)
-    memory = runtime.declared_memory(_WORKER_GIB * 2**30 + kept_bytes, cpus)
-    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
+def _worker_resources(num_workers: int, gpus: int, image_bytes: int = 0) -> dict[str, float]:
+    """What each worker reserves, who holds so many bytes of images."""
+    request: dict[str, float] = {"CPU": _cpus_per_worker(num_workers)} | ({"GPU": gpus} if gpus else {})
+    memory = runtime.declared_memory(_WORKER_GIB * 2**30 + image_bytes, request, num_workers)
+    return request | ({"memory": memory} if memory else {})
 
 
 def _cpus_per_worker(num_workers: int) -> float:

@@ -25,7 +25,7 @@ from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import write_file, write_table
 from razor_ray.stages import decode, preflight
 from razor_ray.stages.dynamics import from_table, to_table
-from razor_ray.stages.feed import Feed
+from razor_ray.stages.feed import Feed, window_rows
 
 BEAT = "_beat.json"
 """In a training's folder: how far the epoch under way is."""
@@ -75,13 +75,14 @@ class Task:
 
     @property
     def eval_bytes(self) -> int:
-        """Of a worker's share of the decoded held-out images."""
-        return self.num_eval * self.image_size**2 * 3 // self.num_workers
+        """Of the decoded held-out images of the worker that has the most."""
+        return max(self.eval_rows, default=0) * self.image_size**2 * 3
 
     @property
-    def kept_bytes(self) -> int:
-        """Of what a worker keeps from one epoch to the next."""
-        return self.train_bytes * self.is_cached + self.eval_bytes * self.is_eval_cached
+    def image_bytes(self) -> int:
+        """Of the decoded images that a worker holds: what it keeps from one epoch to the next, or a window of it."""
+        window = window_rows(self.batch_size) * self.stored_size**2 * 3
+        return (self.train_bytes if self.is_cached else window) + self.eval_bytes * self.is_eval_cached
 
 
 def work(arguments: dict[str, Any]) -> None:

@@ -86,7 +86,8 @@ def weigh(
         partitions = exchange.num_partitions(num_classes, store.commit_facts("scores")["num_samples"], usual)
         files = store.files("scores")
         margin = schema.average_margin(pq.read_schema(files[0], filesystem=store.filesystem).names)
-        partition_of_label = np.arange(num_classes) % partitions
+        # Dealt out in an order of no meaning: what is large may recur at even steps.
+        partition_of_label = np.random.default_rng(0).permutation(num_classes) % partitions
         columns = ["label", "loss", "correct", margin]
         split = exchange.scatter_by_label(files, store.filesystem, columns, partition_of_label)
         gather = ray.remote(_gather).options(name="gather losses")

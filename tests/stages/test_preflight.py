@@ -51,8 +51,8 @@ def test_more_training_workers_than_gpus(monkeypatch):
 def test_a_scoring_actor_beside_a_gpu_without_a_cpu(monkeypatch):
     shapes(monkeypatch, {"CPU": 0.0, "GPU": 1.0, "memory": 64.0 * GIB}, {"CPU": 8.0, "memory": 64.0 * GIB})
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 1.0})
-    monkeypatch.setattr(runtime, "memory_per_cpu", lambda: 8 * GIB)
-    with pytest.raises(ValueError, match=r"a scoring actor needs 1 CPU, 1 GPU and 2.0 GiB on one node"):
+    nodes = "0 CPU, 1 GPU and 64.0 GiB; 8 CPU, 0 GPU and 64.0 GiB"
+    with pytest.raises(ValueError, match=f"a scoring actor needs 1 CPU, 1 GPU on one node, but the nodes have {nodes}"):
         scoring.check_resources(ScoreConfig(), "auto")
     scoring.check_resources(ScoreConfig(), "cpu")
 

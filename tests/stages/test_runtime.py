@@ -86,30 +86,61 @@ def test_workers_leave_a_cpu_to_decode_with(cluster, cpus, workers):
     assert cpus - workers * _cpus_per_worker(workers) >= 0.5 - 1e-9
 
 
+GIB = 2**30
+
+
+def node(cpus, gib, gpus=0):
+    """A shape of a node."""
+    return {"CPU": float(cpus), "GPU": float(gpus), "memory": float(gib * GIB)}
+
+
 @pytest.mark.parametrize(
-    ("kept_gib", "cpus", "gib_per_cpu", "declared_gib"),
-    # Two gibibytes of its own and what it keeps, but no more than four fifths of its CPUs' share.
-    [(0, 8, 16, 2.0), (3, 8, 16, 5.0), (30, 8, 16, 12.8), (0, 8, 1, 0.8), (0, 2, 1, 0.4), (0, 8, 0, None)],
+    ("shapes", "request_of_one", "at_most", "expected_gib"),
+    [
+        # Four fifths of what each of four has of 16 GiB, of two, and of as many as there are of them.
+        ([node(4, 16)], {"CPU": 1}, None, 3.2),
+        ([node(4, 16)], {"CPU": 2}, None, 6.4),
+        ([node(4, 16)], {"CPU": 1}, 1, 12.8),
+        ([node(4, 1000)], {"CPU": 1}, None, 20),  # no more than it takes
+        # Only nodes that can hold one count, of these the smallest, and one that does not tell its memory has none.
+        ([node(0, 8), node(4, 16)], {"CPU": 1}, None, 3.2),
+        ([node(8, 64), node(8, 16, gpus=4)], {"CPU": 1, "GPU": 1}, 4, 3.2),
+        ([node(8, 64), node(8, 16, gpus=4)], {"CPU": 1, "GPU": 0.5}, 4, 3.2),
+        ([node(8, 64), node(8, 16)], {"CPU": 1, "GPU": 0}, None, 1.6),
+        ([node(8, 64), {"CPU": 8.0, "GPU": 1.0}], {"CPU": 1, "GPU": 1}, 1, 0),
+        ([node(8, 64)], {"CPU": 1, "GPU": 1}, 1, 0),
+        ([], {"CPU": 1}, None, 0),
+    ],
 )
-def test_training_workers_declare_their_memory(monkeypatch, cluster, kept_gib, cpus, gib_per_cpu, declared_gib):
-    cluster({"CPU": float(cpus)})
-    head = {"CPU": 0.0, "memory": 512.0 * 2**30}  # on which no worker runs
-    shapes = [head, {"CPU": float(cpus), "memory": cpus * gib_per_cpu * 2.0**30}]
+def test_declaring_memory_makes_no_cluster_too_small(monkeypatch, shapes, request_of_one, at_most, expected_gib):
     monkeypatch.setattr(runtime, "node_shapes", lambda: (shapes, True))
-    found = _worker_resources(2, 0, kept_bytes=int(kept_gib * 2**30))
+    declared = runtime.declared_memory(20 * GIB, request_of_one, at_most)
+    assert declared == pytest.approx(expected_gib * GIB, abs=1)
+    for shape in shapes:  # as many fit as do without
+        rooms = [int(shape.get(name, 0) / need) for name, need in request_of_one.items() if need]
+        assert shape.get("memory", 0) >= declared * min(*rooms, at_most or 99)
+
+
+@pytest.mark.parametrize(
+    ("held_gib", "cpus", "gib", "declared_gib"),
+    # Two gibibytes of its own and the images that it holds, but no more than four fifths of the share of one of two.
+    [(0, 8, 128, 2.0), (3, 8, 128, 5.0), (60, 8, 128, 51.2), (0, 2, 2, 0.8), (0, 8, 0, None)],
+)
+def test_training_workers_declare_their_memory(monkeypatch, cluster, held_gib, cpus, gib, declared_gib):
+    cluster({"CPU": float(cpus)})
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([node(cpus, gib)], True))
+    found = _worker_resources(2, 0, held_gib * GIB)
     expected = {"CPU": min(1.0, (cpus - 1) / 2)}
     if declared_gib is not None:
-        expected["memory"] = pytest.approx(declared_gib * 2**30, abs=1)
+        expected["memory"] = pytest.approx(declared_gib * GIB, abs=1)
     assert found == expected
     assert _worker_resources(2, 1)["GPU"] == 1
-    # As many of them fit as the CPUs have room for.
-    assert 2 * found.get("memory", 0) <= shapes[1]["memory"]
 
 
 def test_training_reserves_what_its_workers_declare(monkeypatch, cluster, tmp_path):
     """The request that Ray Train gets, for images that are kept and for such as are streamed."""
     cluster({"CPU": 8.0})
-    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 8.0, "memory": 128.0 * 2**30}], True))
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([node(8, 128)], True))
     asked = []
 
     class Trainer:
@@ -121,16 +152,15 @@ def test_training_reserves_what_its_workers_declare(monkeypatch, cluster, tmp_pa
 
     monkeypatch.setattr(training.ray.train.torch, "TorchTrainer", Trainer)
     monkeypatch.setattr(training, "_train_datasets", lambda *_: {})
-    source = SimpleNamespace(filesystem=pafs.LocalFileSystem())
-    catalog = SimpleNamespace(num_samples=2000, class_names=("a", "b"), source=source, image_sides=(64, 64))
+    files = SimpleNamespace(filesystem=pafs.LocalFileSystem())
+    catalog = SimpleNamespace(num_samples=2000, class_names=("a", "b"), source=files, image_sides=(64, 64))
     monkeypatch.setattr(training, "choose_size", lambda *_: 64)
+    source, usual = InputConfig(path="in"), {"num_workers": 2, "batch_size": 128, "augment": "none"}
     for cache_gib in (4.0, 0.0):
-        config = TrainConfig(
-            input=InputConfig(path="in"), output="out", num_workers=2, augment="none", cache_gib=cache_gib
-        )
+        config = TrainConfig(input=source, output="out", cache_gib=cache_gib, **usual)
         training.train(config, catalog, None, RunStore(str(tmp_path)), "run", "train")  # type: ignore[arg-type]
-    # 1,000 images of a worker of 64 x 64 x 3 bytes.
-    assert asked == [2 * 2**30 + 1000 * 64 * 64 * 3, 2 * 2**30]
+    # A worker's 1,000 images of 64 x 64 x 3 bytes, or 20 batches of 64.
+    assert asked == [2 * GIB + 1000 * 64 * 64 * 3, 2 * GIB + 20 * 64 * 64 * 64 * 3]
 
 
 @given(
