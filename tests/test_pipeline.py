@@ -341,7 +341,7 @@ def test_what_is_left_must_fit_the_cluster_also_when_a_run_goes_on(run, weights_
     (tmp_path / "out" / "scores" / ".commit.json").unlink()
     (tmp_path / "out" / "subset" / ".commit.json").unlink()
     assert prune(*arguments) == 2
-    assert "a scoring actor needs 1 CPU, 0 GPU and" in capfd.readouterr().err
+    assert "a scoring actor needs 1 CPU, 0 GPU on one node" in capfd.readouterr().err
     for file in (tmp_path / "out").rglob("*.parquet"):
         if "catalog" not in file.parts:
             file.unlink()
