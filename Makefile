@@ -9,17 +9,17 @@ STAMP := $(VENV)/.installed
 TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH_MODE=disabled \
 	RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 RAY_USAGE_STATS_ENABLED=0 RAY_DATA_PARQUET_FOOTER_NUM_ACTORS=1 OMP_WAIT_POLICY=PASSIVE
 
-# These start Rays of their own, one after the other.
+# What takes long is apart: see the markers in pyproject.toml.
+APART := (system or long)
+# Each run there starts a Ray of its own.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
-STOPS := tests/test_chaos.py::test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind
-# A second shared Ray, beside the first, takes these when the tests without one are through. Not the jobs: the first has
-# the port of the agent that starts them.
-BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_demo.py \
-	tests/test_experiments.py tests/test_formats.py tests/test_pipeline.py
+# A second shared Ray, beside the first, takes these. Not the jobs: the first has the port of the agent that starts them.
+BESIDE := tests/test_chaos.py tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py \
+	tests/test_formats.py tests/test_pipeline.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-faults test-others test-long chaos lint types wheel clean
+.PHONY: help setup demo test test-ray test-beside test-others test-system test-faults test-system-others test-long chaos lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,22 +38,29 @@ demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
 	@$(RUN) jobs/demo.py
 
 test: lint ## lint, types, doctests and tests
-	@echo "== tests: pytest, those that need Ray and those of faults (which mostly wait) beside the others and the doctests"
-	@$(MAKE) --no-print-directory -j4 types test-ray test-faults test-others
+	@echo "== tests: pytest, those that need Ray (in two processes) beside the others and the doctests"
+	@$(MAKE) --no-print-directory -j4 types test-ray test-beside test-others
 
 test-ray: setup
-	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not long' $(BESIDE:%=--ignore=%) --durations=10 --durations-min=5
+	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not $(APART)' $(BESIDE:%=--ignore=%) --durations=10 --durations-min=5
 
-test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q $(FAULTS) --deselect=$(STOPS) --durations=10 --durations-min=5
+test-beside: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(BESIDE) --durations=5 --durations-min=5
 
 test-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not long' $(FAULTS:%=--ignore=%)
-	@$(TEST_ENV) $(RUN) -m pytest -q --doctest-modules razor_ray
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'ray and not long' $(BESIDE) --durations=3 --durations-min=5
-	@$(TEST_ENV) $(RUN) -m pytest -q $(STOPS)
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not $(APART)' --doctest-modules razor_ray tests $(BESIDE:%=--ignore=%)
 
-test-long: setup ## what make test leaves out for its length: a tiny run of every benchmark
+test-system: setup ## what CI runs besides: runs that lose a driver or a node or are asked to stop, the alarm, the demo
+	@echo "== system tests: pytest -m system, those that start Rays of their own beside the others"
+	@$(MAKE) --no-print-directory -j2 test-faults test-system-others
+
+test-faults: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q -m system $(FAULTS) --durations=5
+
+test-system-others: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q -m system $(FAULTS:%=--ignore=%) --durations=5
+
+test-long: setup ## a tiny run of every benchmark
 	@echo "== long tests: pytest -m long"
 	@$(TEST_ENV) $(RUN) -m pytest -m long
 

@@ -38,8 +38,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[str]:
-    """A private Ray, started by our own session, which stages find open. Gives the address of its job server."""
+def ray_session(request) -> Iterator[str]:
+    """A private Ray, started by our own session, which stages find open; with a job server if a test asks for that.
+    Gives the server's address."""
     import ray
 
     from razor_ray.stages import runtime
@@ -48,9 +49,16 @@ def ray_session() -> Iterator[str]:
     # machine's processes, and may find another's. Short, since paths of sockets must be.
     with tempfile.TemporaryDirectory(prefix="rr") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
-        with runtime.session(dashboard=True) as address:
+        jobs = any("job_server" in getattr(item, "fixturenames", ()) for item in request.session.items)
+        with runtime.session(dashboard=jobs) as address:
             Path(folder, "ray", "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
             yield f"http://{address}"
+
+
+@pytest.fixture(scope="session")
+def job_server(ray_session) -> str:
+    """Where jobs are submitted to the Ray of the tests."""
+    return ray_session
 
 
 def real_data(name: str) -> Path:

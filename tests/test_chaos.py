@@ -45,6 +45,7 @@ def test_a_run_that_is_stopped_twice_ends_the_same(tmp_path, digits):
     assert len(scored) - 6 <= 2  # what an actor had in hand between its two files; there are two
 
 
+@pytest.mark.system
 @pytest.mark.timeout(600)
 def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path, digits):
     """Ctrl-C while the proxy is trained, and then SIGTERM, as a scheduler sends it, to the run that goes on."""

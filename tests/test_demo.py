@@ -11,6 +11,7 @@ import pytest
 from jobs import demo
 
 
+@pytest.mark.system
 @pytest.mark.usefixtures("ray_session")
 def test_the_demo_prunes_trains_twice_and_tells(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "EPOCHS", 2)

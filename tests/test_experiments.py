@@ -93,6 +93,7 @@ def test_shards_of_one_name_in_two_folders_stay_two(experiments, digits, tmp_pat
     assert found["image"].to_pylist() == digits["image"].slice(0, 200).to_pylist()
 
 
+@pytest.mark.system
 @pytest.mark.timeout(600)
 def test_scores_belong_to_their_images(ray_session, experiments, cifar10, tmp_path, capsys):
     # The alarm: people disagree on images that a network finds hard, within a class too. Were ids mixed up anywhere

@@ -59,13 +59,13 @@ def request_to_prune(tmp_path_factory, digits) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_session, request_to_prune, tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
+def undisturbed(job_server, request_to_prune, tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
     """`razor-ray prune --address`, and the run that it left, which nothing befell."""
     folder = tmp_path_factory.mktemp("undisturbed")
     command = [sys.executable, "-m", "razor_ray.cli", "prune", *request_to_prune, "--output", str(folder / "run")]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return chaos.run(
-        [*command, "--address", ray_session, "--working-dir", ship(folder)], environment, 280
+        [*command, "--address", job_server, "--working-dir", ship(folder)], environment, 280
     ), folder / "run"
 
 
@@ -77,23 +77,24 @@ def test_submitted_with_address(undisturbed):
     assert pq.read_table(run / "subset").num_rows == 120
 
 
-def test_a_job_that_fails_is_a_failure_here(ray_session, request_to_prune, working_dir, tmp_path, capfd):
+def test_a_job_that_fails_is_a_failure_here(job_server, request_to_prune, working_dir, tmp_path, capfd):
     arguments = ["--input", str(tmp_path / "nothing"), *request_to_prune[2:], "--output", str(tmp_path / "run")]
     # Refused, so not submitted again.
-    options = ["--address", ray_session, "--working-dir", working_dir, "--max-restarts", "3"]
+    options = ["--address", job_server, "--working-dir", working_dir, "--max-restarts", "3"]
     assert main(["prune", *arguments, *options]) == 2
     shown = capfd.readouterr()
     assert "there is no" in shown.out
     assert shown.err.count("failed") == 1
 
 
+@pytest.mark.system
 @pytest.mark.timeout(600)
 def test_a_job_that_is_killed_half_way_and_submitted_again(
-    ray_session, request_to_prune, undisturbed, working_dir, tmp_path
+    job_server, request_to_prune, undisturbed, working_dir, tmp_path
 ):
     """Submitted, its driver killed while it works, submitted again: the same subset as of a run that nothing befell."""
     script = ["python", "jobs/prune.py", *request_to_prune, "--output", str(tmp_path / "run")]
-    client = JobSubmissionClient(ray_session)
+    client = JobSubmissionClient(job_server)
 
     def submit() -> str:
         return client.submit_job(entrypoint=shlex.join(script), runtime_env={"working_dir": working_dir})
@@ -119,9 +120,10 @@ def test_a_job_that_is_killed_half_way_and_submitted_again(
     assert chaos.result(tmp_path / "run") == chaos.result(undisturbed[1])
 
 
+@pytest.mark.system
 @pytest.mark.timeout(600)
 def test_a_job_whose_driver_is_killed_is_restarted_by_who_follows_it(
-    ray_session, request_to_prune, undisturbed, working_dir, tmp_path, capfd
+    job_server, request_to_prune, undisturbed, working_dir, tmp_path, capfd
 ):
     run = tmp_path / "run"
 
@@ -132,7 +134,7 @@ def test_a_job_whose_driver_is_killed_is_restarted_by_who_follows_it(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    options = ["--address", ray_session, "--working-dir", working_dir, "--max-restarts", "2"]
+    options = ["--address", job_server, "--working-dir", working_dir, "--max-restarts", "2"]
     assert main(["prune", *request_to_prune, "--output", str(run), *options]) == 0
     killer.join(timeout=0)
     assert not killer.is_alive()
@@ -149,13 +151,13 @@ def test_no_cluster_there(request_to_prune, tmp_path, capfd):
 
 
 @pytest.mark.timeout(600)  # four Python processes that load torch
-def test_train_script_with_two_workers_counts_every_sample(ray_session, digits, working_dir, tmp_path):
+def test_train_script_with_two_workers_counts_every_sample(job_server, digits, working_dir, tmp_path):
     write_shards(digits.slice(0, 299), tmp_path / "odd", 3)  # an equal split of 299 drops one
     write_shards(digits.slice(300), tmp_path / "test", 2)
     script = ["python", "jobs/train.py", "--input", f"{tmp_path}/odd", "--eval", f"{tmp_path}/test"]
     script += ["--output", f"{tmp_path}/trained", "--epochs", "2", "--num-workers", "2", "--augment", "none"]
     script += ["--cache-gib", "0"]  # each epoch is a stream of its own, split anew
-    client = JobSubmissionClient(ray_session)
+    client = JobSubmissionClient(job_server)
     job = client.submit_job(entrypoint=shlex.join(script), runtime_env={"working_dir": working_dir})
     while not client.get_job_status(job).is_terminal():
         time.sleep(0.5)

@@ -118,6 +118,9 @@ def test_lenet_by_hand():
     network(transforms.normalize(torch.full((1, 28, 28, 3), 102, dtype=torch.uint8)))
     torch.testing.assert_close(seen[0], torch.full((1, 1, 28, 28), 0.4))
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    # Maps are averaged over 2 x 2, not their largest taken.
+    averaged = network.features[2](torch.tensor([[[[0.0, 1.0], [2.0, 5.0]]]]))
+    assert averaged.item() == network.features[5](torch.tensor([[[[1.0, 1.0], [1.0, 5.0]]]])).item() == 2.0
 
 
 def test_no_linear_layer():
