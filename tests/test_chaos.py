@@ -1,4 +1,4 @@
-"""The short form of `make chaos`: one run that is stopped in two ways, begun again each time, and ends the same."""
+"""The short form of `make chaos`: a run that is stopped, begun again, and ends the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from tests.conftest import write_shards
 
 
 @pytest.mark.timeout(600)
-def test_a_run_that_is_stopped_twice_ends_the_same(tmp_path, digits):
+@pytest.mark.parametrize(
+    ("stage", "fault"),
+    # At any step of what is written in the middle of the proxy's training, which the driver writes, and of scoring, which
+    # actors do.
+    [pytest.param("/_proxy/", "kill", marks=pytest.mark.system), ("/scores/part-", "kill driver")],
+    ids=["train", "score"],
+)
+def test_a_run_that_is_stopped_ends_the_same(tmp_path, digits, stage, fault):
     path = write_shards(chaos.with_bad_images(digits), tmp_path / "in", 6)
     options = ["--keep-fraction", "0.3", "--proxy.epochs", "2", "--max-quarantine-fraction", "0.02"]
     options += ["--score.num-workers", "2"]
@@ -26,18 +33,13 @@ def test_a_run_that_is_stopped_twice_ends_the_same(tmp_path, digits):
     assert ended.returncode == 0, ended.stderr
     assert_told(ended, tmp_path / "whole")
     steps = chaos.steps(tmp_path / "log")
-    random_source = random.Random(0)
-    logs = []
-    # In the middle of the proxy's training, and of scoring: of what is written there, any step.
-    for number, (stage, fault) in enumerate((("/_proxy/", "kill"), ("/scores/part-", "kill driver"))):
-        place = random_source.choice([place for place, step in enumerate(steps) if stage in step])
-        point = chaos.at(place, steps, tmp_path / "whole", tmp_path / "run")
-        logs.append(tmp_path / f"log-{number}")
-        stopped = chaos.begin([*command, str(tmp_path / "run")], logs[-1], fault=fault, **point)
-        assert chaos.was_killed(logs[-1]), f"{point} never came"
-        assert stopped.returncode == -9, stopped.stderr  # the first writes itself, of the second the actors do
-    logs.append(tmp_path / "log-last")
-    ended = chaos.begin([*command, str(tmp_path / "run")], logs[-1])
+    place = random.Random(0).choice([place for place, step in enumerate(steps) if stage in step])
+    point = chaos.at(place, steps, tmp_path / "whole", tmp_path / "run")
+    logs = [tmp_path / "log-stopped", tmp_path / "log-again"]
+    stopped = chaos.begin([*command, str(tmp_path / "run")], logs[0], fault=fault, **point)
+    assert chaos.was_killed(logs[0]), f"{point} never came"
+    assert stopped.returncode == -9, stopped.stderr
+    ended = chaos.begin([*command, str(tmp_path / "run")], logs[1])
     assert ended.returncode == 0, ended.stderr
     assert chaos.result(tmp_path / "run") == chaos.result(tmp_path / "whole")
     scored = [line for log in logs for line in chaos.scored(log)]

@@ -150,6 +150,7 @@ def test_no_cluster_there(request_to_prune, tmp_path, capfd):
     assert "cannot reach a Ray cluster" in capfd.readouterr().err
 
 
+@pytest.mark.system
 @pytest.mark.timeout(600)  # four Python processes that load torch
 def test_train_script_with_two_workers_counts_every_sample(job_server, digits, working_dir, tmp_path):
     write_shards(digits.slice(0, 299), tmp_path / "odd", 3)  # an equal split of 299 drops one
