@@ -19,8 +19,7 @@ from tests.conftest import write_shards
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("stage", "fault"),
-    # At any step of what is written in the middle of the proxy's training, which the driver writes, and of scoring, which
-    # actors do.
+    # At any step of what the driver writes while it trains the proxy, and of what actors write while they score.
     [pytest.param("/_proxy/", "kill", marks=pytest.mark.system), ("/scores/part-", "kill driver")],
     ids=["train", "score"],
 )
