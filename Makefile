@@ -13,7 +13,7 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 APART := (system or long)
 # Each run there starts a Ray of its own.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
-# A second shared Ray, beside the first, takes these. Not the jobs: the first has the port of the agent that starts them.
+# A second shared Ray, beside the first, takes these.
 BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_formats.py \
 	tests/test_pipeline.py
 
@@ -47,14 +47,15 @@ test-ray: setup
 test-beside: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(BESIDE) --durations=5 --durations-min=5
 
-test-chaos: setup
+# Not before the types: Ray gives a node 30 s to start, which a small machine that starts three at once does not have.
+test-chaos: types
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(FAULTS)
 
 test-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not $(APART)' --doctest-modules razor_ray tests \
 		$(BESIDE:%=--ignore=%) $(FAULTS:%=--ignore=%)
 
-test-system: setup ## what CI runs besides: runs that lose a driver or a node or are asked to stop, the alarm, the demo
+test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a node or are asked to stop, the alarm, the demo
 	@echo "== system tests: pytest -m system, those that start Rays of their own beside the others"
 	@$(MAKE) --no-print-directory -j2 test-faults test-system-others
 

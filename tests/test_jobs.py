@@ -69,6 +69,7 @@ def undisturbed(job_server, request_to_prune, tmp_path_factory) -> tuple[subproc
     ), folder / "run"
 
 
+@pytest.mark.system
 def test_submitted_with_address(undisturbed):
     ended, run = undisturbed
     assert ended.returncode == 0, ended.stderr
@@ -77,6 +78,7 @@ def test_submitted_with_address(undisturbed):
     assert pq.read_table(run / "subset").num_rows == 120
 
 
+@pytest.mark.system
 def test_a_job_that_fails_is_a_failure_here(job_server, request_to_prune, working_dir, tmp_path, capfd):
     arguments = ["--input", str(tmp_path / "nothing"), *request_to_prune[2:], "--output", str(tmp_path / "run")]
     # Refused, so not submitted again.

@@ -176,6 +176,7 @@ def test_shards_in_any_order_of_names_keep_the_same_images(run, digits, weights_
     assert len(kept & again) >= 115
 
 
+@pytest.mark.system
 def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     """Three ISPL rounds: each trains on the weights of the one before, λ falls, an interruption between rounds changes
     nothing, and how samples fared over the epochs is told."""
