@@ -19,7 +19,7 @@ BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-beside test-chaos test-others test-system test-faults test-system-others test-long chaos lint types wheel clean
+.PHONY: help setup demo test test-ray test-beside test-others test-system test-faults test-system-others test-long chaos lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,8 @@ demo: setup ## prune real digits to 30 %, train on all and on the kept, compare
 	@$(RUN) jobs/demo.py
 
 test: lint ## lint, types, doctests and tests
-	@echo "== tests: pytest, those that need Ray (in three processes) beside the others and the doctests"
-	@$(MAKE) --no-print-directory -j5 types test-ray test-beside test-chaos test-others
+	@echo "== tests: pytest, those that need Ray (in two processes) beside the others and the doctests"
+	@$(MAKE) --no-print-directory -j4 types test-ray test-beside test-others
 
 test-ray: setup
 	@$(TEST_ENV) $(RUN) -m pytest -m 'ray and not $(APART)' $(BESIDE:%=--ignore=%) --durations=10 --durations-min=5
@@ -47,13 +47,10 @@ test-ray: setup
 test-beside: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(BESIDE) --durations=5 --durations-min=5
 
-# Not before the types: Ray gives a node 30 s to start, which a small machine that starts three at once does not have.
-test-chaos: types
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(FAULTS)
-
 test-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not $(APART)' --doctest-modules razor_ray tests \
 		$(BESIDE:%=--ignore=%) $(FAULTS:%=--ignore=%)
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(FAULTS)
 
 test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a node or are asked to stop, the alarm, the demo
 	@echo "== system tests: pytest -m system, those that start Rays of their own beside the others"

@@ -7,9 +7,10 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
@@ -17,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from razor_ray import energy
+from razor_ray.interrupt import StoppedError
 from razor_ray.progress import sign_of_life
 
 _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
@@ -24,6 +26,7 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
+_STARTS = 4
 
 _private = False
 _in_flight: Counter[str] = Counter()
@@ -45,6 +48,11 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
     ------
     str
         Address of the dashboard, 'host:port'; empty if there is none or the session was open before.
+
+    Raises
+    ------
+    StoppedError
+        If a private cluster does not start in time, again and again.
     """
     global _private
     if ray.is_initialized():
@@ -61,16 +69,7 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # One footer reader: on a small machine more of them would hold every CPU.
         os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
-    with _muted_standard_error() if local else nullcontext():
-        context = ray.init(
-            address="local" if local else None,
-            include_dashboard=dashboard if local else None,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            # Between stages workers are idle for a while. Ray would end them after a second, and the next ones would
-            # take seconds again to load torch.
-            _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS} if local else None,
-        )
+    context = _start(dashboard) if local else ray.init(logging_level=logging.ERROR, log_to_driver=False)
     _quieten()
     if threading.current_thread() is threading.main_thread():
         # Ray's core, once it is loaded, answers SIGTERM with a stack trace of its own. A scheduler's request to stop is
@@ -82,6 +81,37 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
     finally:
         _private = False
         ray.shutdown()
+
+
+def _start(dashboard: bool) -> Any:
+    """Start a private cluster, again where it is late.
+
+    Ray gives a node half a minute, which is too little for a busy machine, and for one that reads Ray from a cold disk.
+    """
+    for _ in range(_STARTS):
+        try:
+            with _muted_standard_error():
+                return ray.init(
+                    address="local",
+                    include_dashboard=dashboard,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    # Between stages workers are idle for a while. Ray would end them after a second, and the next ones
+                    # would take seconds again to load torch.
+                    _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS},
+                )
+        except Exception as error:
+            if "timed out during startup" not in str(error):  # of no type of its own
+                raise
+            # What has been started is known to the node alone, which Ray does not give.
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if hasattr(node := frame.f_locals.get("self"), "kill_all_processes"):
+                    node.kill_all_processes(check_alive=False, allow_graceful=True)
+            ray.shutdown()
+    raise StoppedError(
+        f"Ray did not start, {_STARTS} times: this machine is too busy, or short of memory. The same command goes on "
+        "when it is less so."
+    )
 
 
 def _stop(signal_number: int, frame: Any) -> None:

@@ -1,6 +1,7 @@
 """What a run takes from its cluster: devices, workers, and errors of tasks as they were raised."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.fs as pafs
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from razor_ray.config import InputConfig, ScoreConfig, TrainConfig
+from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages import train as training
@@ -29,6 +31,54 @@ def cluster(monkeypatch):
         monkeypatch.setattr(runtime, "_private", is_private)
 
     return pretend
+
+
+class FakeNode:
+    """Starts, as Ray's own does, in its constructor, which raises if that takes too long."""
+
+    left: ClassVar[list["FakeNode"]] = []
+
+    def __init__(self, message: str | None) -> None:
+        if message:
+            self.left.append(self)
+            raise Exception(message)
+
+    def kill_all_processes(self, check_alive: bool, allow_graceful: bool) -> None:
+        self.left.remove(self)
+
+
+@pytest.mark.parametrize("num_late", [0, 1, 3, 4, 9])
+def test_a_ray_that_starts_late_is_started_again(monkeypatch, num_late):
+    started = []
+
+    def init(address: str, **options: object) -> str:
+        assert (address, options["include_dashboard"]) == ("local", True)
+        started.append(address)
+        FakeNode("The current node timed out during startup. This could" if len(started) <= num_late else None)
+        return "context"
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if num_late < 4:
+        assert runtime._start(dashboard=True) == "context"
+    else:
+        with pytest.raises(StoppedError, match="Ray did not start, 4 times: this machine is too busy"):
+            runtime._start(dashboard=True)
+    assert len(started) == min(num_late + 1, 4)
+    assert not FakeNode.left  # what did not start in time is not left beside what does
+
+
+def test_a_ray_that_cannot_start_says_why(monkeypatch):
+    started = []
+
+    def init(**options: object) -> None:
+        started.append(options)
+        raise ValueError("no such thing")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ValueError, match="no such thing"):
+        runtime._start(dashboard=False)
+    assert len(started) == 1
 
 
 def test_gpus_are_used_if_there_are_any(cluster):
