@@ -22,7 +22,7 @@ BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stage
 .PHONY: help setup demo test test-ray test-beside test-others test-system test-faults test-system-others test-long chaos lint types wheel clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## create .venv with the pinned packages (about 7 GB of disk, the first time only)
 
@@ -49,7 +49,7 @@ test-beside: setup
 
 test-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not ray and not $(APART)' --doctest-modules razor_ray tests \
-		$(BESIDE:%=--ignore=%) $(FAULTS:%=--ignore=%)
+		$(BESIDE:%=--ignore=%) $(FAULTS:%=--ignore=%) --ignore=tests/faults
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(FAULTS)
 
 test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a node or are asked to stop, the alarm, the demo
@@ -57,10 +57,10 @@ test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a n
 	@$(MAKE) --no-print-directory -j2 test-faults test-system-others
 
 test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m system $(FAULTS) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS) --durations=5
 
 test-system-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m system $(FAULTS:%=--ignore=%) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS:%=--ignore=%) --durations=5
 
 test-long: setup ## a tiny run of every benchmark
 	@echo "== long tests: pytest -m long"

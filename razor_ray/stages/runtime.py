@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections import Counter
@@ -27,6 +28,8 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
 _STARTS = 4
+_LATE = "timed out during startup"
+"""What Ray says of a node that was."""
 
 _private = False
 _in_flight: Counter[str] = Counter()
@@ -88,7 +91,7 @@ def _start(dashboard: bool) -> Any:
 
     Ray gives a node half a minute, which is too little for a busy machine, and for one that reads Ray from a cold disk.
     """
-    for _ in range(_STARTS):
+    for number in range(1, _STARTS + 1):
         try:
             with _muted_standard_error():
                 return ray.init(
@@ -101,17 +104,26 @@ def _start(dashboard: bool) -> Any:
                     _system_config={"idle_worker_killing_time_threshold_ms": _IDLE_MILLISECONDS},
                 )
         except Exception as error:
-            if "timed out during startup" not in str(error):  # of no type of its own
+            if _LATE not in str(error):  # it has no type of its own
                 raise
-            # What has been started is known to the node alone, which Ray does not give.
-            for frame, _ in traceback.walk_tb(error.__traceback__):
-                if hasattr(node := frame.f_locals.get("self"), "kill_all_processes"):
-                    node.kill_all_processes(check_alive=False, allow_graceful=True)
+            _end_node(error)
             ray.shutdown()
-    raise StoppedError(
-        f"Ray did not start, {_STARTS} times: this machine is too busy, or short of memory. The same command goes on "
-        "when it is less so."
-    )
+            if number == _STARTS:
+                raise StoppedError(
+                    f"Ray did not start, {number} times. This machine may be too busy, or short of memory; Ray's logs "
+                    f"are in {os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray. The same command begins again. Ray "
+                    f"says: {error}"
+                ) from error
+    raise AssertionError("the last start returns or raises")
+
+
+def _end_node(error: Exception) -> None:
+    """End what was started of a node that was late. It is known to the node alone, which Ray does not give."""
+    assert error.__traceback__ is not None
+    for frame, _ in traceback.walk_tb(error.__traceback__.tb_next):
+        node: Any = frame.f_locals.get("self")
+        if hasattr(node, "kill_all_processes"):
+            node.kill_all_processes(check_alive=False, allow_graceful=True)
 
 
 def _stop(signal_number: int, frame: Any) -> None:

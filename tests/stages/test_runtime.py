@@ -1,5 +1,6 @@
 """What a run takes from its cluster: devices, workers, and errors of tasks as they were raised."""
 
+import inspect
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -49,6 +50,10 @@ class FakeNode:
 
 @pytest.mark.parametrize("num_late", [0, 1, 3, 4, 9])
 def test_a_ray_that_starts_late_is_started_again(monkeypatch, num_late):
+    # What this rests on in Ray, which promises none of it.
+    assert runtime._LATE in inspect.getsource(ray._private.node.Node.__init__).replace('" \n', "")
+    assert callable(ray._private.node.Node.kill_all_processes)
+    FakeNode.left.clear()
     started = []
 
     def init(address: str, **options: object) -> str:
@@ -62,7 +67,7 @@ def test_a_ray_that_starts_late_is_started_again(monkeypatch, num_late):
     if num_late < 4:
         assert runtime._start(dashboard=True) == "context"
     else:
-        with pytest.raises(StoppedError, match="Ray did not start, 4 times: this machine is too busy"):
+        with pytest.raises(StoppedError, match=r"start, 4 times\. .* are in .*/ray\. .* timed out during startup"):
             runtime._start(dashboard=True)
     assert len(started) == min(num_late + 1, 4)
     assert not FakeNode.left  # what did not start in time is not left beside what does
