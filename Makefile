@@ -19,7 +19,7 @@ BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stage
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-beside test-others test-system test-faults test-system-others test-long chaos lint types wheel clean
+.PHONY: help setup demo test test-ray test-beside test-others test-system test-nodes test-faults test-system-others test-long chaos lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,10 +54,13 @@ test-others: setup
 
 test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a node or are asked to stop, the alarm, the demo
 	@echo "== system tests: pytest -m system, those that start Rays of their own beside the others"
-	@$(MAKE) --no-print-directory -j2 test-faults test-system-others
+	@$(MAKE) --no-print-directory -j3 test-nodes test-faults test-system-others
+
+test-nodes: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' tests/test_several_nodes.py --durations=5
 
 test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' tests/test_chaos.py --durations=5
 
 test-system-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS:%=--ignore=%) --durations=5

@@ -111,8 +111,8 @@ def _start(dashboard: bool) -> Any:
             if number == _STARTS:
                 raise StoppedError(
                     f"Ray did not start, {number} times. This machine may be too busy, or short of memory; Ray's logs "
-                    f"are in {os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray. The same command begins again. Ray "
-                    f"says: {error}"
+                    f"are in {os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray. The same command begins again. "
+                    f"Ray says: {error}"
                 ) from error
     raise AssertionError("the last start returns or raises")
 
