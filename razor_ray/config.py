@@ -382,9 +382,12 @@ class CompareConfig(LearningConfig):
     """Which score 'razor', 'ccs' and 'hardest' rank by. 'auto': the run's."""
     num_workers: int | Auto = "auto"
     """Trainings at once. 'auto': one for each GPU, or one for each CPU when there is no GPU."""
+    stall_timeout: float = 1800.0
+    """Stop if no training went on in so many seconds; an autoscaler's nodes must come in that time."""
 
     def __post_init__(self) -> None:
         LearningConfig.__post_init__(self)
+        _check_stall_timeout(self.stall_timeout)
         for fraction in self.keep_fractions:
             check_keep_fraction(fraction)
         for seed in self.seeds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -143,7 +143,7 @@ def compare(config: CompareConfig) -> str:
     if begun is None or not run.is_done("scores"):
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
     pruned = from_dict(PruneConfig, begun)
-    with _only_writer(store):
+    with _only_writer(store, config.stall_timeout):
         catalog = catalogs.read(pruned.input, run)
         held_out = _held_out(config.eval, catalog)
         _network(config.model, catalog)
@@ -155,11 +155,14 @@ def compare(config: CompareConfig) -> str:
 
 
 @contextmanager
-def _only_writer(store: RunStore, stall_timeout: float | None = None) -> Iterator[None]:
+def _only_writer(store: RunStore, stall_timeout: float) -> Iterator[None]:
     """A session with Ray in which this run alone writes its folder, and which does not wait for ever."""
-    with interruptible() as stop, lease.hold(store, stop), runtime.session(), ExitStack() as also:
-        if stall_timeout is not None:
-            also.enter_context(watchdog.watch(stall_timeout, stop))
+    with (
+        interruptible() as stop,
+        lease.hold(store, stop),
+        runtime.session(),
+        watchdog.watch(stall_timeout, stop),
+    ):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -156,8 +157,8 @@ def fit(
     num_steps: int,
     seed: int,
     device: torch.device,
-) -> float:
-    """Train a network on images that are in memory.
+) -> Iterator[float]:
+    """Train a network on images that are in memory, a step whenever the next item is asked for.
 
     Parameters
     ----------
@@ -176,10 +177,10 @@ def fit(
         Of permutations and crops.
     device : device
 
-    Returns
-    -------
+    Yields
+    ------
     float
-        The mean loss over the last pass, or over as much of it as there was.
+        After each of the steps, the mean loss over the pass so far.
     """
     batch_size = choose_batch_size(len(labels)) if config.batch_size == "auto" else config.batch_size
     rate = config.learning_rate
@@ -196,7 +197,7 @@ def fit(
     )
     generator = torch.Generator().manual_seed(seed)
     network.train()
-    step, losses = 0, [math.nan]
+    step = 0
     while step < num_steps:
         losses = []
         for rows in torch.randperm(len(labels), generator=generator).tensor_split(-(-len(labels) // batch_size)):
@@ -204,9 +205,9 @@ def fit(
             loss, _ = trainer.step(pixels[rows], labels[rows], weights, step / num_steps, generator)
             losses.append(loss)
             step += 1
+            yield float(np.mean(losses))
             if step == num_steps:
                 break
-    return float(np.mean(losses))
 
 
 def predict(network: nn.Module, pixels: Tensor, *, precision: str, device: torch.device) -> Tensor:

@@ -290,7 +290,7 @@ def trained(seed: int, num_steps: int, **changes) -> tuple[nn.Module, float]:
     torch.manual_seed(seed)
     network = model.build("lenet", 2)
     arguments = {"batch_size": 32, "augment": "none", "optimizer": "adam"} | changes
-    loss = fit(
+    *_, loss = fit(
         network,
         pixels,
         labels,

@@ -7,6 +7,7 @@ written when it ends, so that an interrupted comparison loses the cells that wer
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from razor_ray.stages.sample import random_ids
 _DECODE_BATCH = 256
 _CELLS = "cells"
 _VALIDATION_FRACTION = 0.1
+_STEPS_BETWEEN_SIGNS = 100
+"""At most, so that one comes in time where a training takes days."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -113,13 +116,22 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     if missing:
         _check_methods(config, samples)
         data = _gather(config, samples, sample_id, catalog, held_out)
-        with stage("compare", len(missing), "trainings") as progress:
-            for cell, row in _train_cells(config, missing, data):
-                store.write_json(f"{_CELLS}/{cell.name}.json", row)
-                done[cell] = row
-                note = f"{cell.method} at {100 * cell.keep_fraction:g} %: {row['accuracy']:.2%}"
-                progress.advance(1, note)
+        num_steps = sum(_num_steps(config, cell, len(data.samples.ids)) for cell in missing)
+        with stage("compare", num_steps, "steps") as progress:
+            note = told = f"0 of {len(missing)} trainings"
+            num_ended = 0
+            for cell, found in _train_cells(config, missing, data):
+                if isinstance(found, int):
+                    progress.advance(found, note)
+                    continue
+                store.write_json(f"{_CELLS}/{cell.name}.json", found)
+                done[cell] = found
+                num_ended += 1
+                told = f"{num_ended} of {len(missing)} trainings"
+                note = f"{told}, {cell.method} at {100 * cell.keep_fraction:g} %: {found['accuracy']:.2%}"
+                progress.advance(0, note)
                 _write(config, run, _sorted(done), {}, store)
+            progress.note = told
     stability = {uri: _stability(samples, sample_id, RunStore(uri)) for uri in config.other_runs}
     return _write(config, run, _sorted(done), stability, store)
 
@@ -243,7 +255,8 @@ def _decode_piece(
     return ids, pixels, labels
 
 
-def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iterator[tuple[Cell, dict[str, Any]]]:
+def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iterator[tuple[Cell, int | dict[str, Any]]]:
+    """Steps that a cell has made since it was told of last, and at its end its row."""
     gpus, cpus = runtime.num_gpus(config.model.device), runtime.num_cpus()
     workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
     threads = max(1, cpus // workers)
@@ -253,12 +266,17 @@ def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iter
     options = {"num_cpus": threads} | ({"num_gpus": min(1.0, gpus / workers)} if gpus else {})
     shared = ray.put(data)
     calls = ((cell, config, shared, threads) for cell in missing)
-    for index, row in runtime.run_tasks(_train_cell, calls, name="compare", **options):
-        yield missing[index], row
+    for index, found in runtime.run_tasks(_train_cell, calls, name="compare", **options):
+        yield missing[index], found
 
 
-@freed_memory_kept()
-def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> dict[str, Any]:
+def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> Iterator[int | dict[str, Any]]:
+    # No decorator: it would hide from Ray that this is a generator.
+    with freed_memory_kept():
+        yield from _steps_and_row(cell, config, data, threads)
+
+
+def _steps_and_row(cell: Cell, config: CompareConfig, data: Data, threads: int) -> Iterator[int | dict[str, Any]]:
     torch.set_num_threads(threads)
     samples = data.samples
     num_samples = len(samples.ids)
@@ -272,8 +290,8 @@ def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> 
     device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
     torch.manual_seed(cell.seed)
     network = model.build(data.arch, data.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_steps = _num_steps(config, num_samples if cell.budget == "steps" else len(rows))
-    loss = training.fit(
+    num_steps = _num_steps(config, cell, num_samples)
+    steps = training.fit(
         network,
         torch.from_numpy(data.pixels[rows]),
         torch.from_numpy(samples.label[rows]),
@@ -284,13 +302,20 @@ def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> 
         seed=cell.seed,
         device=device,
     )
+    told, loss = 0, math.nan
+    for step, mean_loss in enumerate(steps, 1):
+        loss = mean_loss
+        # By steps and not by the clock: a cell that Ray calls again must tell of the same.
+        if step - told == min(max(num_steps // 100, 1), _STEPS_BETWEEN_SIGNS) or step == num_steps:
+            yield step - told
+            told = step
     trained = time.perf_counter()
     precision = training.choose_precision(config.precision, device)  # as the driver chose
     predicted = training.predict(
         network, torch.from_numpy(np.array(data.eval_pixels)), precision=precision, device=device
     )
     confusion = training.confusion_matrix(torch.from_numpy(np.array(data.eval_label)), predicted, data.num_classes)
-    return {
+    yield {
         "method": cell.method,
         "keep_fraction": cell.keep_fraction,
         "budget": cell.budget,
@@ -304,7 +329,10 @@ def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> 
     }
 
 
-def _num_steps(config: CompareConfig, num_samples: int) -> int:
+def _num_steps(config: CompareConfig, cell: Cell, num_samples: int) -> int:
+    """Of a cell, given the number of all samples to choose from."""
+    if cell.budget == "epochs":
+        num_samples = weights.budget(num_samples, cell.keep_fraction)
     batch_size = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
     return config.epochs * -(-num_samples // batch_size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -91,7 +92,7 @@ def _start(dashboard: bool) -> Any:
 
     Ray gives a node half a minute, which is too little for a busy machine, and for one that reads Ray from a cold disk.
     """
-    for number in range(1, _STARTS + 1):
+    for number in itertools.count(1):
         try:
             with _muted_standard_error():
                 return ray.init(
@@ -114,7 +115,6 @@ def _start(dashboard: bool) -> Any:
                     f"are in {os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray. The same command begins again. "
                     f"Ray says: {error}"
                 ) from error
-    raise AssertionError("the last start returns or raises")
 
 
 def _end_node(error: Exception) -> None:
@@ -254,10 +254,13 @@ def run_tasks(
     A bounded number of tasks is submitted at once, so that a million calls are no million objects. `options` are
     Ray's: num_cpus, num_gpus, memory.
 
+    The function may be a generator, whose items come as it makes them. It must make as many of them when it is called
+    again: if its worker is lost, Ray does so, and goes on with the first that has not come yet.
+
     Yields
     ------
     (index, result)
-        In the order in which they end.
+        In the order in which they come; of a generator once for each item.
 
     Raises
     ------
@@ -275,10 +278,15 @@ def run_tasks(
             _in_flight[name] = len(pending)
             if not pending:
                 return
-            ready, _ = ray.wait(list(pending), num_returns=1)
+            ready: list[Any] = ray.wait(list(pending), num_returns=1)[0]
             sign_of_life()
-            for ref in ready:
-                yield pending.pop(ref), _get(ref)
+            for result in ready:
+                if not isinstance(result, ray.ObjectRefGenerator):
+                    yield pending.pop(result), _get(result)
+                elif (item := next(result, None)) is not None:
+                    yield pending[result], _get(item)
+                else:
+                    del pending[result]
     finally:
         del _in_flight[name]
         for ref in pending:

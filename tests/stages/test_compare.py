@@ -1,6 +1,8 @@
 """Methods side by side on real images, through the command line."""
 
 import json
+import re
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +55,8 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
         assert 0 <= row["worst_recall"] <= row["accuracy"] <= 1
         assert row["macro_recall"] == pytest.approx(np.mean(row["recall"]))
     assert (tmp_path / "out" / "compare.svg").read_text().startswith("<svg")
+    num_steps = sum(row["num_steps"] for row in rows.values())
+    assert re.search(rf"^compare   {num_steps:,} steps, .*; 10 of 10 trainings$", shown.err, re.MULTILINE)
     # What is done is not done again; a cell that is lost is, and comes out the same.
     (tmp_path / "out" / "cells" / "razor-0.2-epochs-1.json").unlink()
     trained = []
@@ -78,6 +82,46 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     assert steps["num_steps"] == rows["all", 1.0, 0]["num_steps"]
     assert main([*arguments, "--epochs", "3"]) == 2
     assert "epochs: 3 here, 2 there" in capfd.readouterr().err
+
+
+def test_steps_are_told_of_while_a_cell_is_trained(run):
+    samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8)
+    data = comparing.Data(samples, pixels, pixels[:10], samples.label[:10], "lenet", 10, 32)
+    for epochs, budget, expected in (
+        (1, "epochs", [1, 1]),  # 60 of 300 samples, in batches of 32
+        (110, "epochs", [2] * 110),
+        (25, "steps", [2] * 125),  # ten steps for an epoch of all
+    ):
+        config = CompareConfig(run="run", output="out", epochs=epochs, augment="none")
+        *told, row = comparing._train_cell(comparing.Cell("random", 0.2, budget, 0), config, data, 1)
+        assert told == expected
+        assert sum(told) == row["num_steps"]
+        assert (row["num_kept"], row["method"]) == (60, "random")
+
+
+def test_signs_come_however_long_a_cell_is(monkeypatch, run):
+    samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
+    pixels = np.zeros((300, 32, 32, 3), np.uint8)
+    data = comparing.Data(samples, pixels, pixels[:10], samples.label[:10], "lenet", 10, 32)
+    monkeypatch.setattr(comparing.training, "fit", lambda *_, num_steps, **__: iter([0.5] * num_steps))
+    config = CompareConfig(run="run", output="out", epochs=50_000)
+    *told, row = comparing._train_cell(comparing.Cell("random", 0.2, "epochs", 0), config, data, 1)
+    assert told == [100] * 1000
+    assert row["train_loss"] == 0.5
+
+
+def test_a_training_in_which_nothing_happens_is_stopped(run, tmp_path, capfd, monkeypatch):
+    def stuck(config, missing, data):
+        yield missing[0], 1
+        time.sleep(60)
+
+    monkeypatch.setattr(comparing, "_train_cells", stuck)
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
+    assert main(["compare", *paths, *SMALL, "--methods", "random", "--stall-timeout", "3"]) == 1
+    error = capfd.readouterr().err
+    assert re.search(r"nothing was finished in 3 s, in stage compare \(1 of \d+ steps done\)", error)
+    assert "Traceback" not in error
 
 
 def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):

@@ -1,6 +1,9 @@
 """What a run takes from its cluster: devices, workers, and errors of tasks as they were raised."""
 
 import inspect
+import os
+import signal
+import time
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -266,6 +269,73 @@ def test_errors_of_tasks_come_back_as_they_were_raised():
 def test_tasks_are_told_apart_by_their_index():
     calls = [(number,) for number in (9, -4, 25, 0)]
     assert dict(runtime.run_tasks(double, calls, name="double")) == {0: 18, 1: -8, 2: 50, 3: 0}
+
+
+def count_up(first, last, error=None):
+    """A task that gives back one number after another."""
+    for offset in range(last - first):
+        yield first + offset
+    if error:
+        raise error
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_items_of_generators_come_in_their_order():
+    calls = [(0, 3), (10, 10), (20, 24)]  # one of them makes nothing
+    found = list(runtime.run_tasks(count_up, calls, name="count"))
+    assert sorted(found) == [(0, 0), (0, 1), (0, 2), (2, 20), (2, 21), (2, 22), (2, 23)]
+    for index in (0, 2):
+        items = [item for of, item in found if of == index]
+        assert items == sorted(items)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_comes_after_the_items_before_it():
+    items = runtime.run_tasks(count_up, [(5, 7, ValueError("shard 7 is bad"))], name="count")
+    assert [next(items), next(items)] == [(0, 5), (0, 6)]
+    with pytest.raises(ValueError, match="^shard 7 is bad$"):
+        next(items)
+
+
+def wait_between(folder):
+    """A task whose second item comes when its first has arrived."""
+    yield "first"
+    deadline = time.monotonic() + 60
+    while not (folder / "arrived").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    yield "second" if (folder / "arrived").exists() else "too late"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_item_comes_while_its_task_goes_on(tmp_path):
+    items = runtime.run_tasks(wait_between, [(tmp_path,)], name="wait")
+    assert next(items) == (0, "first")
+    (tmp_path / "arrived").touch()
+    assert list(items) == [(0, "second")]
+
+
+def die_once(folder):
+    """A task whose worker is killed after two items, the first time."""
+    is_first = not (folder / "begun").exists()
+    (folder / "begun").touch()
+    yield 0
+    yield os.getpid()
+    if is_first:
+        while not (folder / "arrived").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield os.getpid()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_generator_whose_worker_dies_goes_on_where_it_was(tmp_path):
+    items = runtime.run_tasks(die_once, [(tmp_path,)], name="die")
+    (_, first), (_, worker) = next(items), next(items)
+    assert first == 0
+    (tmp_path / "arrived").touch()
+    [(index, pid)] = items
+    assert index == 0
+    assert pid != worker
 
 
 @pytest.mark.usefixtures("ray_session")
