@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import urllib.parse
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +48,8 @@ _TAKES = "Use a local path, or s3://, gs:// or hdfs://, hf:// and whatever else 
 def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path in it of a URI or a local path: pyarrow's own, or else one that fsspec knows.
 
-    Local paths are made absolute, since the working directory differs between the driver and the workers.
+    Local paths are made absolute, since the working directory differs between the driver and the workers. In a URI
+    `%20` is a space, as everywhere, and a space is one too.
 
     Raises
     ------
@@ -57,7 +60,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
         if not uri.startswith("hf://"):
-            return pafs.FileSystem.from_uri(uri)
+            return pafs.FileSystem.from_uri(_escaped(uri))
     except pa.ArrowNotImplementedError as error:
         raise ValueError(f"cannot open {uri}: {error}. {_TAKES}") from error
     except pa.ArrowInvalid as error:
@@ -71,6 +74,19 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot open {uri}: {error}. {_TAKES}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+
+
+def _escaped(uri: str) -> str:
+    """A URI as its grammar wants it, of one as people write it: with spaces, umlauts, brackets and other characters.
+
+    >>> _escaped("s3://bucket/my images/train-[0-3].parquet?region=eu-west-1")
+    's3://bucket/my%20images/train-%5B0-3%5D.parquet?region=eu-west-1'
+    >>> _escaped("s3://bucket/100%/a%20b"), _escaped("s3://bucket/#1")
+    ('s3://bucket/100%25/a%20b', 's3://bucket/%231')
+    """
+    place, mark, options = uri.partition("?")
+    place = re.sub("%(?![0-9A-Fa-f]{2})", "%25", place)  # others are escapes already
+    return urllib.parse.quote(place, safe="%/:@!$&'()*+,;=~") + mark + options
 
 
 class RunStore:

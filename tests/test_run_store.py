@@ -335,10 +335,20 @@ def test_local_paths_are_absolute(tmp_path, monkeypatch):
         ("~/run", tmp_path / "home" / "run"),
         (f"file://{tmp_path}/run", tmp_path / "run"),
         (f"file://{tmp_path}/a%20b", tmp_path / "a b"),
+        (f"file://{tmp_path}/a b/ü [0-3] {{x}} #1 100% %41.parquet", tmp_path / "a b/ü [0-3] {x} #1 100% A.parquet"),
     ):
         filesystem, path = open_filesystem(uri)
         assert isinstance(filesystem, pafs.LocalFileSystem)
         assert path.rstrip("/") == str(expected)
+
+
+def test_names_in_a_bucket_are_taken_as_people_write_them():
+    for name in ("a b/train-[0-9].parquet", "größe/(1),{2}", "*/x+y=z", "50%/#"):
+        assert open_filesystem(f"s3://bucket/{name}?region=eu-west-1")[1] == f"bucket/{name}"
+    filesystem, path = open_filesystem("s3://bucket/%5Ba%20b%5D?scheme=http&region=eu-west-1")
+    assert path == "bucket/[a b]"
+    assert isinstance(filesystem, pafs.S3FileSystem)
+    assert filesystem.region == "eu-west-1"
 
 
 @pytest.mark.parametrize("uri", ["nosuch://bucket/run", "file://relative/run", "://", "a://"])
