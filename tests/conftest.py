@@ -26,6 +26,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_PARQUET_FOOTER_NUM_ACTORS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.pop("RAY_ADDRESS", None)
+# Of the S3 that tests speak to, on this machine; a person's own are out of their reach.
+for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    os.environ.pop(name, None)
+os.environ |= {f"AWS_{name}": "testing" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")}
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # what `python` means in a submitted job
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
