@@ -49,7 +49,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path in it of a URI or a local path: pyarrow's own, or else one that fsspec knows.
 
     Local paths are made absolute, since the working directory differs between the driver and the workers. In a URI
-    `%20` is a space, as everywhere, and a space is one too.
+    that pyarrow opens `%20` is a space, and a space is one too.
 
     Raises
     ------
@@ -81,12 +81,13 @@ def _escaped(uri: str) -> str:
 
     >>> _escaped("s3://bucket/my images/train-[0-3].parquet?region=eu-west-1")
     's3://bucket/my%20images/train-%5B0-3%5D.parquet?region=eu-west-1'
-    >>> _escaped("s3://bucket/100%/a%20b"), _escaped("s3://bucket/#1")
-    ('s3://bucket/100%25/a%20b', 's3://bucket/%231')
+    >>> _escaped("s3://bucket/100%/a%20b"), _escaped("s3://bucket/#1"), _escaped("hdfs://[::1]:8020/[1]")
+    ('s3://bucket/100%25/a%20b', 's3://bucket/%231', 'hdfs://[::1]:8020/%5B1%5D')
     """
     place, mark, options = uri.partition("?")
-    place = re.sub("%(?![0-9A-Fa-f]{2})", "%25", place)  # others are escapes already
-    return urllib.parse.quote(place, safe="%/:@!$&'()*+,;=~") + mark + options
+    scheme, authority, path = re.fullmatch("([^/]*//)?([^/]*)(.*)", place, re.DOTALL).groups("")  # type: ignore[union-attr]
+    path = re.sub("%(?![0-9A-Fa-f]{2})", "%25", path)  # others are escapes already
+    return scheme + authority + urllib.parse.quote(path, safe="%/:@!$&'()*+,;=~") + mark + options
 
 
 class RunStore:

@@ -36,8 +36,7 @@ from razor_ray.stages.sample import random_ids
 _DECODE_BATCH = 256
 _CELLS = "cells"
 _VALIDATION_FRACTION = 0.1
-_STEPS_BETWEEN_SIGNS = 100
-"""At most, so that one comes in time where a training takes days."""
+_STEPS_BETWEEN_SIGNS = 10
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -305,8 +304,8 @@ def _steps_and_row(cell: Cell, config: CompareConfig, data: Data, threads: int) 
     told, loss = 0, math.nan
     for step, mean_loss in enumerate(steps, 1):
         loss = mean_loss
-        # By steps and not by the clock: a cell that Ray calls again must tell of the same.
-        if step - told == min(max(num_steps // 100, 1), _STEPS_BETWEEN_SIGNS) or step == num_steps:
+        # By steps and not by the clock: a cell that is begun again must tell of the same.
+        if step - told == _STEPS_BETWEEN_SIGNS or step == num_steps:
             yield step - told
             told = step
     trained = time.perf_counter()

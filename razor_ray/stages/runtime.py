@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import logging
 import os
@@ -13,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -29,6 +31,7 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
 _STARTS = 4
+_MOST_LOST_WORKERS = 3  # of one call, as Ray has it for tasks
 _LATE = "timed out during startup"
 """What Ray says of a node that was."""
 
@@ -254,8 +257,8 @@ def run_tasks(
     A bounded number of tasks is submitted at once, so that a million calls are no million objects. `options` are
     Ray's: num_cpus, num_gpus, memory.
 
-    The function may be a generator, whose items come as it makes them. It must make as many of them when it is called
-    again: if its worker is lost, Ray does so, and goes on with the first that has not come yet.
+    The function may be a generator, whose items come as it makes them. It must make the same ones when it is called
+    again: if its worker is lost it is, and what has come already does not come twice.
 
     Yields
     ------
@@ -267,30 +270,63 @@ def run_tasks(
     Exception
         What the function raised, as it was raised.
     """
+    if inspect.isgeneratorfunction(function):
+        # Ray would call it again itself, but then loses an error that comes earlier than before, and shows nothing of a
+        # second call until it is where the first one was.
+        options["max_retries"] = 0
     task = ray.remote(function).options(name=name, **options)
-    pending: dict[Any, int] = {}
+    pending: dict[Any, _Call] = {}
     calls = enumerate(arguments)
     try:
         while True:
             # Asked anew each time: an autoscaling cluster grows while it works.
             while len(pending) < 2 * num_cpus() + 2 and (call := next(calls, None)) is not None:
-                pending[task.remote(*call[1])] = call[0]
+                pending[task.remote(*call[1])] = _Call(*call)
             _in_flight[name] = len(pending)
             if not pending:
                 return
             ready: list[Any] = ray.wait(list(pending), num_returns=1)[0]
             sign_of_life()
             for result in ready:
+                call = pending.pop(result)
                 if not isinstance(result, ray.ObjectRefGenerator):
-                    yield pending.pop(result), _get(result)
-                elif (item := next(result, None)) is not None:
-                    yield pending[result], _get(item)
-                else:
-                    del pending[result]
+                    yield call.index, _get(result)
+                    continue
+                if (item := next(result, None)) is None:
+                    continue
+                try:
+                    value = _get(item)
+                except RayTaskError:
+                    raise
+                except RayError:  # of the worker or its node
+                    if call.num_lost == _MOST_LOST_WORKERS:
+                        raise
+                    call.num_lost, call.num_items = call.num_lost + 1, 0
+                    pending[task.remote(*call.arguments)] = call
+                    continue
+                pending[result] = call
+                call.num_items += 1
+                if call.num_items > call.num_told:
+                    call.num_told = call.num_items
+                    yield call.index, value
     finally:
         del _in_flight[name]
         for ref in pending:
             ray.cancel(ref)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One of `run_tasks`; the numbers are of a generator."""
+
+    index: int
+    arguments: tuple[Any, ...]
+    num_items: int = 0
+    """That its worker has made."""
+    num_told: int = 0
+    """That any of its workers has made."""
+    num_lost: int = 0
+    """Of its workers."""
 
 
 def in_flight() -> str:

@@ -314,28 +314,46 @@ def test_an_item_comes_while_its_task_goes_on(tmp_path):
     assert list(items) == [(0, "second")]
 
 
-def die_once(folder):
-    """A task whose worker is killed after two items, the first time."""
-    is_first = not (folder / "begun").exists()
-    (folder / "begun").touch()
-    yield 0
-    yield os.getpid()
-    if is_first:
-        while not (folder / "arrived").exists():
+def die_at_first(folder, num_deaths, error=None):
+    """A task whose worker is killed after two items, the first times; then it makes three, or fails at once."""
+    attempt = len(list(folder.glob("attempt *")))
+    (folder / f"attempt {attempt}").touch()
+    if attempt >= num_deaths and error:
+        raise error
+    yield "a"
+    yield "b"
+    if attempt < num_deaths:
+        deadline = time.monotonic() + 60
+        while not (folder / "arrived").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
-    yield os.getpid()
+    yield attempt
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_generator_whose_worker_dies_goes_on_where_it_was(tmp_path):
-    items = runtime.run_tasks(die_once, [(tmp_path,)], name="die")
-    (_, first), (_, worker) = next(items), next(items)
-    assert first == 0
+def test_a_generator_whose_worker_dies_is_called_again(tmp_path):
+    items = runtime.run_tasks(die_at_first, [(tmp_path, 1)], name="die")
+    assert [next(items), next(items)] == [(0, "a"), (0, "b")]
     (tmp_path / "arrived").touch()
-    [(index, pid)] = items
-    assert index == 0
-    assert pid != worker
+    assert list(items) == [(0, 1)]  # of the second call
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_generator_whose_workers_die_for_ever_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "_MOST_LOST_WORKERS", 1)
+    (tmp_path / "arrived").touch()
+    items = runtime.run_tasks(die_at_first, [(tmp_path, 9)], name="die")
+    with pytest.raises(ray.exceptions.RayError, match="died"):
+        list(items)
+    assert len(list(tmp_path.glob("attempt *"))) == 2
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_of_a_second_call_is_raised(tmp_path):
+    (tmp_path / "arrived").touch()
+    items = runtime.run_tasks(die_at_first, [(tmp_path, 1, ValueError("out of memory"))], name="die")
+    with pytest.raises(ValueError, match="^out of memory$"):
+        list(items)
 
 
 @pytest.mark.usefixtures("ray_session")
