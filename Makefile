@@ -13,8 +13,8 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 APART := (system or long)
 # Each run there starts a Ray of its own.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
-# About as long as the nodes alone, and as the other system tests.
-KILLED := tests/test_chaos.py tests/test_demo.py tests/test_s3.py
+# Of the system tests but that of several nodes, a half by the time that they take.
+HALF := tests/test_chaos.py tests/test_demo.py tests/test_s3.py
 # A second shared Ray, beside the first, takes these.
 BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_formats.py \
 	tests/test_pipeline.py
@@ -62,10 +62,10 @@ test-nodes: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' tests/test_several_nodes.py --durations=5
 
 test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(KILLED) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(HALF) --durations=5
 
 test-system-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS:%=--ignore=%) $(KILLED:%=--ignore=%) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS:%=--ignore=%) $(HALF:%=--ignore=%) --durations=5
 
 test-long: setup ## a tiny run of every benchmark
 	@echo "== long tests: pytest -m long"

@@ -199,13 +199,15 @@ def fit(
     network.train()
     step = 0
     while step < num_steps:
-        losses = []
-        for rows in torch.randperm(len(labels), generator=generator).tensor_split(-(-len(labels) // batch_size)):
+        total = 0.0
+        for number, rows in enumerate(
+            torch.randperm(len(labels), generator=generator).tensor_split(-(-len(labels) // batch_size)), 1
+        ):
             weights = torch.ones(len(rows))
             loss, _ = trainer.step(pixels[rows], labels[rows], weights, step / num_steps, generator)
-            losses.append(loss)
+            total += loss
             step += 1
-            yield float(np.mean(losses))
+            yield total / number
             if step == num_steps:
                 break
 

@@ -268,7 +268,7 @@ def run_tasks(
     Raises
     ------
     Exception
-        What the function raised, as it was raised.
+        What the function raised, as it was raised; of Ray's own, if its worker is lost again and again.
     """
     if inspect.isgeneratorfunction(function):
         # Ray would call it again itself, but then loses an error that comes earlier than before, and shows nothing of a
