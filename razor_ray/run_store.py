@@ -276,6 +276,10 @@ class RunStore:
         """Write a small file whole or not at all."""
         write_file(self.filesystem, self.path(name), content)
 
+    def delete(self, name: str) -> None:
+        """Delete a file of the run, if it is there."""
+        self._delete_file(self.path(name))
+
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON file of the run, or None if there is none."""
         text = self._read_text(name)

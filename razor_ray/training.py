@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -146,6 +146,18 @@ class Trainer:
         return float(loss.detach()), logits.detach()
 
 
+class Checkpoint(Protocol):
+    """Where a training keeps its state, to go on from when it is begun again."""
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was saved last, on the CPU; None if there is none."""
+        ...
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep a state, or leave it at an earlier one."""
+        ...
+
+
 def fit(
     network: nn.Module,
     pixels: Tensor,
@@ -157,7 +169,8 @@ def fit(
     num_steps: int,
     seed: int,
     device: torch.device,
-) -> Iterator[float]:
+    checkpoint: Checkpoint | None = None,
+) -> Iterator[tuple[int, float]]:
     """Train a network on images that are in memory, a step whenever the next item is asked for.
 
     Parameters
@@ -176,19 +189,23 @@ def fit(
     seed : int
         Of permutations and crops.
     device : device
+    checkpoint : Checkpoint, optional
+        To go on from, after the pass over the images that it holds. The steps are then those that there would have been
+        without the interruption, bit for bit on a CPU.
 
     Yields
     ------
-    float
-        After each of the steps, the mean loss over the pass so far.
+    (int, float)
+        After each step its number, from 1 on, and the mean loss over the pass so far.
     """
     batch_size = choose_batch_size(len(labels)) if config.batch_size == "auto" else config.batch_size
     rate = config.learning_rate
     rate = choose_learning_rate(config.optimizer, arch, batch_size) if rate == "auto" else rate
     precision = choose_precision(config.precision, device)
+    optimizer = make_optimizer(network, config, rate)
     trainer = Trainer(
         network,
-        make_optimizer(network, config, rate),
+        optimizer,
         config,
         learning_rate=rate,
         image_size=image_size,
@@ -196,8 +213,14 @@ def fit(
         device=device,
     )
     generator = torch.Generator().manual_seed(seed)
-    network.train()
     step = 0
+    if checkpoint and (state := checkpoint.load()):
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        _set_random_state(state["random"], device)
+        step = state["step"]
+    network.train()
     while step < num_steps:
         total = 0.0
         for number, rows in enumerate(
@@ -207,9 +230,30 @@ def fit(
             loss, _ = trainer.step(pixels[rows], labels[rows], weights, step / num_steps, generator)
             total += loss
             step += 1
-            yield total / number
+            yield step, total / number
             if step == num_steps:
-                break
+                return
+        if checkpoint:
+            checkpoint.save(
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "random": _random_state(device),
+                    "step": step,
+                }
+            )
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """Of what networks draw from when they drop something out: the CPU's, and that of a GPU."""
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def _set_random_state(state: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
 
 
 def predict(network: nn.Module, pixels: Tensor, *, precision: str, device: torch.device) -> Tensor:

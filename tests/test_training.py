@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -290,7 +291,7 @@ def trained(seed: int, num_steps: int, **changes) -> tuple[nn.Module, float]:
     torch.manual_seed(seed)
     network = model.build("lenet", 2)
     arguments = {"batch_size": 32, "augment": "none", "optimizer": "adam"} | changes
-    *_, loss = fit(
+    *_, (_, loss) = fit(
         network,
         pixels,
         labels,
@@ -305,6 +306,75 @@ def trained(seed: int, num_steps: int, **changes) -> tuple[nn.Module, float]:
     assert predicted.shape == (80,)
     network.accuracy = (predicted == labels).float().mean()  # type: ignore[assignment]
     return network, loss
+
+
+class Memory:
+    """A checkpoint in memory, of which a training can be begun again."""
+
+    def __init__(self) -> None:
+        self.content: bytes | None = None
+
+    def load(self):
+        return None if self.content is None else torch.load(io.BytesIO(self.content), weights_only=True)
+
+    def save(self, state):
+        stream = io.BytesIO()
+        torch.save(state, stream)
+        self.content = stream.getvalue()
+
+
+class Dropping(nn.Module):
+    """Draws from torch's own generator, too, and has statistics that no gradient moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.Dropout(0.3), nn.Flatten(), nn.LazyLinear(2)
+        )
+
+    def forward(self, images):
+        return self.body(images)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 8])  # a pass is of three steps
+def test_a_fit_that_is_begun_again_goes_on_as_if_it_had_not_been(optimizer, stop):
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (70, 18, 18, 3), np.uint8))
+    labels = torch.from_numpy(rng.integers(0, 2, 70))
+
+    def begin(checkpoint=None):
+        torch.manual_seed(5)
+        network = Dropping()
+        network(torch.zeros(2, 3, 16, 16))  # makes the lazy layer
+        chosen = config(optimizer=optimizer, batch_size=32, augment="crop_flip", schedule="cosine")
+        steps = fit(
+            network,
+            pixels,
+            labels,
+            chosen,
+            arch="lenet",
+            image_size=16,
+            num_steps=8,
+            seed=3,
+            device=torch.device("cpu"),
+            checkpoint=checkpoint,
+        )
+        return network, steps
+
+    whole, steps = begin()
+    expected = list(steps)
+    assert [step for step, _ in expected] == [1, 2, 3, 4, 5, 6, 7, 8]
+    memory = Memory()
+    _, steps = begin(memory)
+    assert [next(steps) for _ in range(stop)] == expected[:stop]
+    torch.rand(7)  # something else draws meanwhile
+    network, steps = begin(memory)
+    done = (stop - 1) // 3 * 3  # passes whose end was seen: when the next step was asked for
+    assert list(steps) == expected[done:]
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
 
 
 def test_fit_learns_and_its_seed_decides():

@@ -1,12 +1,14 @@
 """scores -> compare.parquet: what several methods keep, trained on side by side, as tasks over one set of scores.
 
-A cell is one training. Cells share nothing but the images and scores, which lie in the object store once; each is
-written when it ends, so that an interrupted comparison loses the cells that were running and no other.
+A cell is one training. Cells share nothing but the images and scores, which lie in the object store once. Each is
+written when it ends, and its state about once a minute until then, so that an interrupted comparison loses little.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -27,16 +29,18 @@ from razor_ray.config import CompareConfig
 from razor_ray.hashing import VALIDATION, hash_ids
 from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import stage
-from razor_ray.run_store import RunStore, write_table
+from razor_ray.run_store import CONFIG, RunStore, write_table
 from razor_ray.selection import Method, Samples, gamma_razor
-from razor_ray.stages import ingest, runtime
+from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
+from razor_ray.stages.checkpoint import Checkpoint
 from razor_ray.stages.sample import random_ids
 
 _DECODE_BATCH = 256
-_CELLS = "cells"
+_CELLS, _STATE = "cells", ".pt"
 _VALIDATION_FRACTION = 0.1
 _STEPS_BETWEEN_SIGNS = 10
+_SECONDS_BETWEEN_STATES = 60.0
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -70,6 +74,37 @@ class Data:
     image_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Some steps of a cell that have been made."""
+
+    count: int
+    is_earlier: bool = False
+    """By an attempt before this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Where cells keep the states of their trainings."""
+
+    filesystem: pafs.FileSystem
+    root: str
+    """Of the comparison."""
+    seconds: float
+    """Between two states of a cell."""
+
+    def checkpoint(self, cell: Cell, of: str) -> Checkpoint:
+        """Of a cell, on any node.
+
+        Raises
+        ------
+        ValueError
+            If the node does not see the folder.
+        """
+        preflight.check_seen(self.filesystem, f"{self.root}/{CONFIG}", "output")
+        return Checkpoint(self.filesystem, f"{self.root}/{_state_name(cell)}", of, self.seconds)
+
+
 def cells(config: CompareConfig) -> list[Cell]:
     """All cells of a comparison, those of the first seed first: what has been done is then of use at any time."""
     found = []
@@ -97,7 +132,8 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     held_out : Catalog or None
         Images to measure on; without them a part of the input is set aside for it.
     store : RunStore
-        Gets `cells/`, compare.parquet, compare.md and compare.svg. Cells of earlier calls are told of too.
+        Gets `cells/`, compare.parquet, compare.md and compare.svg. Cells of earlier calls are told of too, and those
+        that were interrupted go on.
 
     Returns
     -------
@@ -115,15 +151,20 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     if missing:
         _check_methods(config, samples)
         data = _gather(config, samples, sample_id, catalog, held_out)
+        folder = Folder(store.filesystem, store.root.rstrip("/"), _SECONDS_BETWEEN_STATES)
         num_steps = sum(_num_steps(config, cell, len(data.samples.ids)) for cell in missing)
         with stage("compare", num_steps, "steps") as progress:
             note = told = f"0 of {len(missing)} trainings"
             num_ended = 0
-            for cell, found in _train_cells(config, missing, data):
-                if isinstance(found, int):
-                    progress.advance(found, note)
+            for cell, found in _train_cells(config, missing, data, folder):
+                if isinstance(found, Steps):
+                    if found.is_earlier:
+                        progress.skip(found.count)
+                    else:
+                        progress.advance(found.count, note)
                     continue
                 store.write_json(f"{_CELLS}/{cell.name}.json", found)
+                store.delete(_state_name(cell))
                 done[cell] = found
                 num_ended += 1
                 told = f"{num_ended} of {len(missing)} trainings"
@@ -135,6 +176,10 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     return _write(config, run, _sorted(done), stability, store)
 
 
+def _state_name(cell: Cell) -> str:
+    return f"{_CELLS}/{cell.name}{_STATE}"
+
+
 def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
     return [done[cell] for cell in sorted(done)]
 
@@ -142,9 +187,12 @@ def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
 def _done(store: RunStore) -> dict[Cell, dict[str, Any]]:
     """What the folder holds, whoever asked for it: one comparison may be made of several calls."""
     found = store.filesystem.get_file_info(pafs.FileSelector(store.path(_CELLS), allow_not_found=True))
-    names = sorted(info.base_name for info in found if info.base_name.endswith(".json") and info.base_name[0] != "_")
-    rows = [store.read_json(f"{_CELLS}/{name}") for name in names]
-    return {Cell(row["method"], row["keep_fraction"], row["budget"], row["seed"]): row for row in rows if row}
+    names = sorted(info.base_name for info in found if info.base_name[0] != "_")
+    rows = [store.read_json(f"{_CELLS}/{name}") for name in names if name.endswith(".json")]
+    done = {Cell(row["method"], row["keep_fraction"], row["budget"], row["seed"]): row for row in rows if row}
+    for name in {f"{cell.name}{_STATE}" for cell in done}.intersection(names):
+        store.delete(f"{_CELLS}/{name}")  # whoever wrote the row died before it could
+    return done
 
 
 def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArray[np.int64]]:
@@ -254,8 +302,10 @@ def _decode_piece(
     return ids, pixels, labels
 
 
-def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iterator[tuple[Cell, int | dict[str, Any]]]:
-    """Steps that a cell has made since it was told of last, and at its end its row."""
+def _train_cells(
+    config: CompareConfig, missing: list[Cell], data: Data, folder: Folder
+) -> Iterator[tuple[Cell, Steps | dict[str, Any]]]:
+    """What each cell tells: steps that it has made, and at its end its row."""
     gpus, cpus = runtime.num_gpus(config.model.device), runtime.num_cpus()
     workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
     threads = max(1, cpus // workers)
@@ -264,18 +314,22 @@ def _train_cells(config: CompareConfig, missing: list[Cell], data: Data) -> Iter
     config = replace(config, precision=training.choose_precision(config.precision, device))
     options = {"num_cpus": threads} | ({"num_gpus": min(1.0, gpus / workers)} if gpus else {})
     shared = ray.put(data)
-    calls = ((cell, config, shared, threads) for cell in missing)
+    calls = ((cell, config, shared, folder, threads) for cell in missing)
     for index, found in runtime.run_tasks(_train_cell, calls, name="compare", **options):
         yield missing[index], found
 
 
-def _train_cell(cell: Cell, config: CompareConfig, data: Data, threads: int) -> Iterator[int | dict[str, Any]]:
+def _train_cell(
+    cell: Cell, config: CompareConfig, data: Data, folder: Folder, threads: int
+) -> Iterator[Steps | dict[str, Any]]:
     # No decorator: it would hide from Ray that this is a generator.
     with freed_memory_kept():
-        yield from _steps_and_row(cell, config, data, threads)
+        yield from _steps_and_row(cell, config, data, folder, threads)
 
 
-def _steps_and_row(cell: Cell, config: CompareConfig, data: Data, threads: int) -> Iterator[int | dict[str, Any]]:
+def _steps_and_row(
+    cell: Cell, config: CompareConfig, data: Data, folder: Folder, threads: int
+) -> Iterator[Steps | dict[str, Any]]:
     torch.set_num_threads(threads)
     samples = data.samples
     num_samples = len(samples.ids)
@@ -287,9 +341,11 @@ def _steps_and_row(cell: Cell, config: CompareConfig, data: Data, threads: int) 
         rows = np.flatnonzero(keep)
     chosen = time.perf_counter()
     device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
+    precision = training.choose_precision(config.precision, device)  # as the driver chose
     torch.manual_seed(cell.seed)
     network = model.build(data.arch, data.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     num_steps = _num_steps(config, cell, num_samples)
+    checkpoint = folder.checkpoint(cell, _digest(data, rows, precision))
     steps = training.fit(
         network,
         torch.from_numpy(data.pixels[rows]),
@@ -300,16 +356,19 @@ def _steps_and_row(cell: Cell, config: CompareConfig, data: Data, threads: int) 
         num_steps=num_steps,
         seed=cell.seed,
         device=device,
+        checkpoint=checkpoint,
     )
-    told, loss = 0, math.nan
-    for step, mean_loss in enumerate(steps, 1):
+    told, first, loss = 0, 0, math.nan
+    for step, mean_loss in steps:
         loss = mean_loss
-        # By steps and not by the clock: a cell that is begun again must tell of the same.
-        if step - told == _STEPS_BETWEEN_SIGNS or step == num_steps:
-            yield step - told
-            told = step
+        first = first or step
+        # By steps and not by the clock, and also those of an earlier attempt: a cell that is begun again must tell of
+        # the same.
+        while step - told >= _STEPS_BETWEEN_SIGNS or step == num_steps > told:
+            count = min(_STEPS_BETWEEN_SIGNS, step - told)
+            told += count
+            yield Steps(count, is_earlier=told < first)
     trained = time.perf_counter()
-    precision = training.choose_precision(config.precision, device)  # as the driver chose
     predicted = training.predict(
         network, torch.from_numpy(np.array(data.eval_pixels)), precision=precision, device=device
     )
@@ -322,10 +381,17 @@ def _steps_and_row(cell: Cell, config: CompareConfig, data: Data, threads: int) 
         "num_kept": len(rows),
         "num_steps": num_steps,
         "train_loss": loss,
-        "seconds": round(trained - chosen, 3),
+        "seconds": round(checkpoint.spent + trained - chosen, 3),
         "selection_seconds": round(chosen - started, 3),
         **training.classification_metrics(confusion),
     }
+
+
+def _digest(data: Data, rows: NDArray[np.integer], precision: str) -> str:
+    """Of all that decides a training and that the configuration of the comparison leaves open."""
+    kept = data.samples.take(rows)
+    names = json.dumps([data.arch, data.num_classes, data.image_size, precision])
+    return hashlib.sha256(names.encode() + kept.ids.tobytes() + kept.label.tobytes()).hexdigest()
 
 
 def _num_steps(config: CompareConfig, cell: Cell, num_samples: int) -> int:

@@ -1,17 +1,22 @@
 """Methods side by side on real images, through the command line."""
 
 import json
+import os
 import re
+import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from razor_ray import model, weights
+from razor_ray import model, training, weights
 from razor_ray.cli import main
 from razor_ray.config import CompareConfig
 from razor_ray.run_store import RunStore
@@ -63,9 +68,9 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     trained = []
     train_cells = comparing._train_cells
 
-    def spy(config, missing, data):
+    def spy(config, missing, data, folder):
         trained.extend(cell.name for cell in missing)
-        return train_cells(config, missing, data)
+        return train_cells(config, missing, data, folder)
 
     monkeypatch.setattr(comparing, "_train_cells", spy)
     assert main(arguments) == 0
@@ -85,10 +90,26 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     assert "epochs: 3 here, 2 there" in capfd.readouterr().err
 
 
-def test_steps_are_told_of_while_a_cell_is_trained(run):
+def data_of(run):
+    """What cells share, with pixels that are noise: the labels cannot be learned, only fitted."""
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
     pixels = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8)
-    data = comparing.Data(samples, pixels, pixels[:10], samples.label[:10], "lenet", 10, 32)
+    return comparing.Data(samples, pixels, pixels[:50], samples.label[:50], "lenet", 10, 32)
+
+
+def folder_at(path, seconds=0.0):
+    """A comparison's folder, in which a cell keeps its state after every pass over its images."""
+    path.mkdir(exist_ok=True)
+    (path / "config.json").touch()
+    return comparing.Folder(pafs.LocalFileSystem(), str(path), seconds)
+
+
+def untimed(row):
+    """What is the same whenever and wherever a cell is trained."""
+    return {name: value for name, value in row.items() if "seconds" not in name}
+
+
+def test_steps_are_told_of_while_a_cell_is_trained(run, tmp_path):
     for epochs, budget, expected in (
         (1, "epochs", [2]),  # 60 of 300 samples, in batches of 32
         (5, "epochs", [10]),
@@ -96,15 +117,105 @@ def test_steps_are_told_of_while_a_cell_is_trained(run):
         (3, "steps", [10, 10, 10]),  # ten steps for an epoch of all
     ):
         config = CompareConfig(run="run", output="out", epochs=epochs, augment="none")
-        *told, row = comparing._train_cell(comparing.Cell("random", 0.2, budget, 0), config, data, 1)
-        assert told == expected
-        assert sum(told) == row["num_steps"]
+        cell = comparing.Cell("random", 0.2, budget, 0)
+        folder = folder_at(tmp_path, seconds=3600)
+        *told, row = comparing._train_cell(cell, config, data_of(run), folder, 1)
+        assert told == [comparing.Steps(count) for count in expected]
+        assert sum(expected) == row["num_steps"]
         assert (row["num_kept"], row["method"]) == (60, "random")
+        assert not (tmp_path / "cells").exists()  # it did not take long enough for a state
+
+
+def test_a_cell_that_is_begun_again_goes_on(run, tmp_path, monkeypatch):
+    config = CompareConfig(run="run", output="out", epochs=20, augment="crop", precision="float32")
+    cell, data, folder = comparing.Cell("random", 0.2, "epochs", 0), data_of(run), folder_at(tmp_path)
+    made = []
+    step = training.Trainer.step
+    monkeypatch.setattr(training.Trainer, "step", lambda self, *rest: made.append(0) or step(self, *rest))
+
+    def attempt(cell=cell, config=config):
+        made.clear()
+        *told, row = comparing._train_cell(cell, config, data, folder, 1)
+        assert [steps.count for steps in told] == [10, 10, 10, 10]  # whoever made them
+        return len(made), [steps.is_earlier for steps in told], untimed(row), row["seconds"]
+
+    path = tmp_path / "cells" / f"{cell.name}.pt"
+    num_steps, is_earlier, expected, _ = attempt()
+    assert (num_steps, is_earlier) == (40, [False] * 4)
+    path.unlink()
+
+    def interrupt():
+        interrupted = comparing._train_cell(cell, config, data, folder, 1)
+        assert [next(interrupted).count for _ in range(2)] == [10, 10]
+        interrupted.close()
+        return path.read_bytes()
+
+    state = interrupt()  # of the nine passes of two steps that had ended when the twentieth step was told of
+    assert attempt()[:3] == (22, [True, False, False, False], expected)
+    # Seconds are of all attempts.
+    path.write_bytes(state)
+    spent = torch.load(path, weights_only=True)
+    torch.save(spent | {"spent": 1000.0}, path)
+    assert 1000 < attempt()[3] < 1100
+    # What is another training's, or was not written to its end, is not gone on from.
+    for content in (state[: len(state) // 2], b""):
+        path.write_bytes(content)
+        assert attempt()[:3] == (40, [False] * 4, expected)
+    path.write_bytes(state)
+    assert attempt(config=replace(config, precision="bf16"))[0] == 40
+    path.write_bytes(state)
+    other = replace(cell, seed=1)
+    path.rename(tmp_path / "cells" / f"{other.name}.pt")
+    assert attempt(cell=other)[0] == 40
+
+
+def test_a_node_that_does_not_see_the_output_trains_nothing(run, tmp_path):
+    folder = folder_at(tmp_path)
+    (tmp_path / "config.json").unlink()
+    cell = comparing.Cell("random", 0.2, "epochs", 0)
+    with pytest.raises(ValueError, match="does not see the output"):
+        next(comparing._train_cell(cell, CompareConfig(run="run", output="out"), data_of(run), folder, 1))
+
+
+def die_once(cell, config, data, folder, threads):
+    """A cell whose worker is killed after its third sign of life, but for its second attempt."""
+    attempt = Path(folder.root, "attempt")
+    is_first = not attempt.exists()
+    num_earlier = 0
+    for number, found in enumerate(train_cell(cell, config, data, folder, threads), 1):
+        num_earlier += isinstance(found, comparing.Steps) and found.is_earlier
+        attempt.write_text(f"{num_earlier} signs of an earlier attempt")
+        yield found
+        if is_first and number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+train_cell = comparing._train_cell
+
+
+def test_a_cell_whose_worker_dies_goes_on_and_comes_out_the_same(run, tmp_path, capfd, monkeypatch):
+    options = ["--epochs", "20", "--keep-fractions", "0.2", "--methods", "razor", "--seeds", "0", "--no-train-on-all"]
+    arguments = ["compare", "--run", f"{run}/run", "--eval", f"{run}/test", *options]
+    assert main([*arguments, "--output", f"{tmp_path}/whole"]) == 0
+    monkeypatch.setattr(comparing, "_SECONDS_BETWEEN_STATES", 0.0)
+    monkeypatch.setattr(comparing, "_train_cell", die_once)
+    capfd.readouterr()
+    assert main([*arguments, "--output", f"{tmp_path}/out"]) == 0
+    assert re.search(r"^compare   40 steps, .*; 1 of 1 trainings$", capfd.readouterr().err, re.MULTILINE)
+    assert (tmp_path / "out" / "attempt").read_text() == "2 signs of an earlier attempt"
+    name = "razor-0.2-epochs-0.json"
+    found, expected = (json.loads((tmp_path / of / "cells" / name).read_text()) for of in ("out", "whole"))
+    assert untimed(found) == untimed(expected)
+    assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == [name]  # the state is of no use any more
+    # Nor is one whose writer died between writing the row and deleting it.
+    (tmp_path / "out" / "cells" / "razor-0.2-epochs-0.pt").touch()
+    assert main([*arguments, "--output", f"{tmp_path}/out"]) == 0
+    assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == [name]
 
 
 def test_a_training_in_which_nothing_happens_is_stopped(run, tmp_path, capfd, monkeypatch):
-    def stuck(config, missing, data):
-        yield missing[0], 1
+    def stuck(config, missing, data, folder):
+        yield missing[0], comparing.Steps(1)
         time.sleep(60)
 
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
@@ -125,9 +236,9 @@ def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):
     for asked, chosen in (("auto", "bf16"), ("float32", "float32")):
         calls.clear()
         config = CompareConfig(run="run", output="out", precision=asked)
-        assert not list(comparing._train_cells(config, cells, None))  # type: ignore[arg-type]
+        assert not list(comparing._train_cells(config, cells, None, None))  # type: ignore[arg-type]
         assert len(calls) == len(cells) > 1
-        assert {given.precision for _, given, _, _ in calls} == {chosen}
+        assert {given.precision for _, given, *_ in calls} == {chosen}
 
 
 def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
