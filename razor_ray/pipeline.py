@@ -71,7 +71,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         if config.subset.ids:
             write_ids(store)
         result = manifest.write(store, config, weighing.read(store).table)
-        report.write(store, result)
+        report.write(store, result, catalog.source, config.input)
     cost = result["scoring_cost"]
     share = f"{cost['fraction']:.1%} of one training of {cost['full_epochs']}"
     say(f"cost      scoring took as much as {cost['epochs']:.1f} epochs on all samples, {share}")

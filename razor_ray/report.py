@@ -1,8 +1,9 @@
 """report.html: what a run chose and why, as one page that opens anywhere.
 
 The page is self-contained: its style, charts (SVG) and pictures (data: URIs) are inside, and it loads nothing. It is
-a function of the run's folder alone, without a date, so the same run gives the same bytes. The selection is streamed
-and only counted; the images that are read are the few that are shown.
+a function of the run's folder and of its input, without a date, so the same run gives the same bytes. The selection is
+streamed and only counted; the images that are read are the few that are shown, the kept ones from the subset, those
+that were set aside from the input.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import base64
 import io
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from razor_ray import charts, images, parquet_shards, schema
+from razor_ray import charts, images, parquet_shards, schema, sources
+from razor_ray.config import InputConfig
 from razor_ray.headers import ImageError
 from razor_ray.markup import Html, percent, tag
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
@@ -28,9 +31,9 @@ from razor_ray.run_store import CONFIG, MANIFEST, RunStore
 REPORT = "report.html"
 
 _BATCH_ROWS = 65_536
-_GALLERY_SIDE = 12  # pictures of the hardest kept, and as many of the easiest
+_GALLERY_SIDE = 12  # pictures of the hardest kept, of the easiest, and of the hardest that were set aside
 _THUMBNAIL_PIXELS = 112
-_MAX_IMAGE_BYTES = 9 * 2**10  # 24 of them in base64 are 288 KiB
+_MAX_IMAGE_BYTES = 9 * 2**10  # 36 of them in base64 are 432 KiB
 _NUM_LISTED = 20  # samples or classes in a list that could be longer
 _MAX_CLASSES_SHOWN = 60
 _MAX_REASON_LENGTH = 300
@@ -56,15 +59,19 @@ _SCORES = {
 }
 
 
-def write(store: RunStore, manifest: dict[str, Any]) -> None:
+def write(store: RunStore, manifest: dict[str, Any], source: sources.Source, given: InputConfig) -> None:
     """Write the report of a finished run into its folder.
 
     Parameters
     ----------
     store : RunStore
-        With the stages weights, quarantine, selection and subset committed.
+        With the stages scores, weights, quarantine, selection and subset committed.
     manifest : dict
         As `manifest.write` returns it.
+    source : Source
+        The run's input. Of what cannot be read of it any more there is no picture.
+    given : InputConfig
+        How it is read.
     """
     config = store.read_json(CONFIG)
     assert config is not None, "a finished run has a configuration"
@@ -74,12 +81,16 @@ def write(store: RunStore, manifest: dict[str, Any]) -> None:
     survey = _survey(store)
     shown = [*survey.hardest_kept, *survey.easiest_kept]
     pictures = _read_images(store, [sample["sample_id"] for sample in shown])
+    noise = survey.hardest_noise
+    seen = _predicted(store, {sample["sample_id"] for sample in noise}, name_of)
+    noise_pictures = _read_input(source, given, [sample["sample_id"] for sample in noise[:_GALLERY_SIDE]])
     sections = [
         _header(manifest),
         _counts(manifest),
         _hardness(survey.histogram, manifest),
         _gallery(survey, name_of, pictures),
-        _reasons(manifest, survey.hardest_noise, name_of),
+        _reasons(manifest),
+        _set_aside(noise, name_of, seen, noise_pictures),
         _classes(manifest["classes"], class_weight),
         _quarantine(manifest, _first_quarantined(store)),
         _configuration(manifest, config),
@@ -166,6 +177,31 @@ def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes | Non
                     table = table.filter(pc.field("sample_id").isin(wanted))
                     content = parquet_shards.image_bytes(table["image"])
                     found |= zip(table["sample_id"].to_pylist(), content, strict=True)
+    return found
+
+
+def _read_input(source: sources.Source, given: InputConfig, sample_id: list[int]) -> dict[int, bytes | None]:
+    """The encoded images of some samples that the subset does not hold; without those that cannot be read any more."""
+    found: dict[int, bytes | None] = {}
+    for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
+        wanted = np.sort([identity for identity in sample_id if identity >> schema.ROW_BITS == shard])
+        with suppress(OSError, ValueError):  # the run is finished: a picture is no reason to fail
+            parts = sources.read_images(source, shard, schema.rows(wanted), given)
+            content = [image for part in parts for image in part["image"].to_pylist()]
+            found |= zip(wanted.tolist(), content, strict=True)
+    return found
+
+
+def _predicted(store: RunStore, sample_id: set[int], name_of: dict[int, str]) -> dict[int, str]:
+    """Names of the classes that the proxy takes some samples for."""
+    found: dict[int, str] = {}
+    wanted = pa.array(sorted(sample_id), pa.int64())
+    for path in store.files("scores") if sample_id else ():
+        with pq.ParquetFile(path, filesystem=store.filesystem) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=["sample_id", "predicted"]):
+                batch = batch.filter(pc.field("sample_id").isin(wanted))
+                predicted = [name_of.get(label, f"class {label}") for label in batch["predicted"].to_pylist()]
+                found |= zip(batch["sample_id"].to_pylist(), predicted, strict=True)
     return found
 
 
@@ -256,7 +292,7 @@ def _hardness(histogram: charts.Histogram, manifest: dict[str, Any]) -> Html:
 
 def _gallery(survey: _Survey, name_of: dict[int, str], pictures: dict[int, bytes | None]) -> Html:
     def row(title: str, samples: list[dict[str, Any]]) -> Html:
-        figures = [_figure(sample, name_of[sample["label"]], pictures.get(sample["sample_id"])) for sample in samples]
+        figures = [_figure(sample, name_of[sample["label"]], pictures) for sample in samples]
         return tag("div", tag("h3", title), tag("div", *figures, class_="gallery")) if samples else Html("")
 
     return _section(
@@ -267,29 +303,53 @@ def _gallery(survey: _Survey, name_of: dict[int, str], pictures: dict[int, bytes
     )
 
 
-def _figure(sample: dict[str, Any], class_name: str, encoded: bytes | None) -> Html:
+def _figure(sample: dict[str, Any], class_name: str, pictures: dict[int, bytes | None], seen: str = "") -> Html:
+    encoded = pictures.get(sample["sample_id"])
     uri = data_uri(encoded) if encoded else None
     picture = tag("img", src=uri, alt=class_name) if uri else tag("div", "no preview", class_="blank")
-    caption = tag("figcaption", tag("span", class_name), tag("small", f"{sample['hardness']:.3f}"))
-    return tag("figure", picture, caption, title=f"{sample['key']}: {class_name}, hardness {sample['hardness']:.4f}")
+    caption = [tag("figcaption", tag("span", class_name), tag("small", f"{sample['hardness']:.3f}"))]
+    title = f"{sample['key']}: {class_name}, hardness {sample['hardness']:.4f}"
+    if seen:
+        caption.append(tag("figcaption", tag("span", f"proxy: {seen}", class_="quiet")))
+        title += f", taken for {seen} by the proxy"
+    return tag("figure", picture, *caption, title=title)
 
 
-def _reasons(manifest: dict[str, Any], noise: list[dict[str, Any]], name_of: dict[int, str]) -> Html:
+def _reasons(manifest: dict[str, Any]) -> Html:
     counts = manifest["reasons"]
     rows = [
         [tag("span", charts.swatch(fate), tag("code", reason), class_="line"), fate, f"{counts.get(reason, 0):,}", why]
         for reason, (fate, why) in _REASONS.items()
     ]
-    content = [
+    return _section(
+        "Reasons",
         charts.stacked_bar([(fate, counts.get(reason, 0), reason) for reason, (fate, _) in _REASONS.items()]),
         _table(["reason", "", "samples", "why"], rows, text_columns=(0, 1, 3)),
-    ]
-    if noise:
-        samples = [[row["key"], name_of[row["label"]], f"{row['hardness']:.3f}"] for row in noise]
-        summary = f"The {len(noise)} hardest that were set aside as noise: the first place to look for wrong labels"
-        table = _table(["sample", "class", "hardness"], samples, text_columns=(0, 1))
-        content.append(tag("details", tag("summary", summary), table))
-    return _section("Reasons", *content)
+    )
+
+
+def _set_aside(
+    noise: list[dict[str, Any]], name_of: dict[int, str], seen: dict[int, str], pictures: dict[int, bytes | None]
+) -> Html:
+    if not noise:
+        return Html("")
+    figures, rows = [], []
+    for sample in noise:
+        class_name, taken_for = name_of[sample["label"]], seen[sample["sample_id"]]
+        figures.append(_figure(sample, class_name, pictures, taken_for))
+        rows.append([sample["key"], class_name, taken_for, f"{sample['hardness']:.3f}"])
+    return _section(
+        "A look at what was set aside as noise",
+        tag(
+            "p", "The hardest, with label and what the proxy takes them for: the first place to look for wrong labels."
+        ),
+        tag("div", *figures[:_GALLERY_SIDE], class_="gallery"),
+        tag(
+            "details",
+            tag("summary", f"The {len(noise)} hardest as a list"),
+            _table(["sample", "label", "the proxy takes it for", "hardness"], rows, text_columns=(0, 1, 2)),
+        ),
+    )
 
 
 def _classes(classes: Sequence[dict[str, Any]], class_weight: dict[int, float]) -> Html:
@@ -299,8 +359,14 @@ def _classes(classes: Sequence[dict[str, Any]], class_weight: dict[int, float]) 
             [_class_row(row, class_weight[row["label"]]) for row in rows],
         )
 
+    note = tag(
+        "p",
+        "The class weight is the inverse of the effective number of the class's hard samples, 1 on average: each of "
+        "them counts for more where they are few.",
+        class_="quiet",
+    )
     if len(classes) <= _MAX_CLASSES_SHOWN:
-        return _section("Classes", table(classes))
+        return _section("Classes", table(classes), note)
     by_fraction = sorted(classes, key=lambda row: (-row["kept"] / row["num_samples"], row["label"]))
     hidden = len(classes) - 2 * _NUM_LISTED
     return _section(
@@ -310,6 +376,7 @@ def _classes(classes: Sequence[dict[str, Any]], class_weight: dict[int, float]) 
         table(by_fraction[:_NUM_LISTED]),
         tag("h3", f"The {_NUM_LISTED} least kept"),
         table(by_fraction[-_NUM_LISTED:]),
+        note,
     )
 
 

@@ -110,7 +110,7 @@ def average_margin(columns: Collection[str]) -> str:
 
 
 def scores(embedding_size: int, *, with_dynamics: bool = False, num_rounds: int = 0) -> pa.Schema:
-    """Schema of `scores/`: a row per sample that was scored.
+    """Schema of `scores/`: a row per sample that was scored. `predicted` is the class that the proxy takes it for.
 
     Parameters
     ----------
@@ -128,6 +128,7 @@ def scores(embedding_size: int, *, with_dynamics: bool = False, num_rounds: int 
             pa.field("label", pa.int32(), nullable=False),
             *(pa.field(name, pa.float32(), nullable=False) for name in SCORE_NAMES),
             pa.field("correct", pa.bool_(), nullable=False),
+            pa.field("predicted", pa.int32(), nullable=False),
             *(pa.field(name, pa.float32(), nullable=False) for name in (DYNAMICS_NAMES if with_dynamics else ())),
             *([pa.field("round_loss", pa.list_(pa.float32(), num_rounds), nullable=False)] if num_rounds else []),
             pa.field("embedding", pa.list_(pa.float16(), embedding_size), nullable=False),

@@ -66,7 +66,7 @@ def test_labels_and_scores_are_the_same(runs):
         assert scores[other]["key"].equals(scores["parquet"]["key"])
         assert scores[other]["label"].equals(scores["parquet"]["label"])
     # Shards, rows and so batches of Parquet and of the tars are the same, and so is every bit.
-    names = [*schema.SCORE_NAMES, "correct", "embedding", "sample_id"]
+    names = [*schema.SCORE_NAMES, "correct", "predicted", "embedding", "sample_id"]
     assert scores["webdataset"].select(names).equals(scores["parquet"].select(names))
     # Class folders are in another order. An image's score does not see its neighbours, but sums of a batch of another
     # size may be added in another order.

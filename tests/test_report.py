@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from razor_ray import config as configuration
-from razor_ray import manifest, report, sampling, schema
+from razor_ray import manifest, report, sampling, schema, sources
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.run_store import CONFIG, RunStore
 
@@ -39,6 +39,8 @@ SAMPLES = [
     (1, 5, 2, 0.30, "class_floor"),
     (1, 6, 2, 0.35, "over_quota"),
 ]
+PREDICTED = {(0, 5): 2, (1, 4): 0}
+"""What the proxy takes samples for, where that is not their label."""
 KEPT = ("hard", "cluster", "class_floor")
 QUARANTINED = [(0, 6, "not an image"), (1, 3, f"label {SCRIPT} is unknown")]
 
@@ -150,6 +152,16 @@ def quarantine_table(shard: int, rows: list[tuple[int, str]]) -> pa.Table:
     )
 
 
+def write_input(folder: Path, samples: list[tuple[int, int, int, float, str]]) -> None:
+    """What the run is said to have scored: as many rows as there are, whose images tell their row."""
+    path = Path(f"{folder}-input")
+    path.mkdir(exist_ok=True)
+    for shard in {sample[0] for sample in samples}:
+        rows = range(1 + max(row for s, row, *_ in samples if s == shard))
+        table = pa.table({"image": [image(40 * row % 256) for row in rows], "label": [0] * len(rows)})
+        pq.write_table(table, path / f"{shard}.parquet", row_group_size=2)
+
+
 def make_run(
     folder: Path,
     samples: list[tuple[int, int, int, float, str]] = SAMPLES,
@@ -188,8 +200,13 @@ def make_run(
         "metrics": {"epoch": 4},
     }
     store.seal("proxy", proxy)
+    predicted = {
+        "sample_id": [sample_id(s, r) for s, r, *_ in samples],
+        "predicted": pa.array([PREDICTED.get((s, r), label) for s, r, label, *_ in samples], pa.int32()),
+    }
+    commit(store, "scores", {"num_samples": len(samples), "hardness": "el2n"}, part=pa.table(predicted))
     store.write_json("scores/.cost.json", {"seconds": 12.5})
-    store.seal("scores", {"num_samples": len(samples), "hardness": "el2n"})
+    write_input(folder, samples)
     ispl = {"scheme": "linear", "threshold": 2.5, "second_threshold": 1.25, "diversity_step": 2.5}
     facts = {"budget": kept.total(), "num_samples": len(samples), "beta": 0.75, "ispl": ispl}
     commit(store, "weights", facts, weights=pa.table(weights, schema=schema.WEIGHTS))
@@ -213,7 +230,8 @@ def make_run(
 
 
 def written(store: RunStore, facts: dict[str, Any]) -> str:
-    report.write(store, facts)
+    given = InputConfig(path=f"{store.root}-input")
+    report.write(store, facts, sources.find(given), given)
     return Path(store.path("report.html")).read_text(encoding="utf-8")
 
 
@@ -259,11 +277,33 @@ def test_reasons_are_counted_and_explained(page: Page):
     assert all(len(page.row(reason)[3]) > 20 for reason in sampling.REASONS)
 
 
-def test_hardest_noise_is_listed(page: Page):
+def test_hardest_noise_is_listed_with_what_the_proxy_takes_it_for(page: Page):
     assert [row for row in page.rows if row[-1] in ("1.300", "1.200")] == [
-        ["<b>0</b>:5", SCRIPT, "1.300"],
-        ["<b>1</b>:4", 'stop & "go"', "1.200"],
+        ["<b>0</b>:5", SCRIPT, "cat", "1.300"],
+        ["<b>1</b>:4", 'stop & "go"', SCRIPT, "1.200"],
     ]
+
+
+def test_noise_is_shown_though_the_subset_has_none_of_it(page: Page, tmp_path: Path):
+    # Of what the page shows, these alone come from the input: rows 5 and 4 of shards 0 and 1.
+    pictures = [attributes["src"] for name, attributes in page.elements if name == "img"]
+    assert pictures[-2:] == [report.data_uri(image(40 * row)) for row in (5, 4)]
+    taken_for = [text for _, text in page.texts if text.startswith("proxy: ")]
+    assert taken_for == ["proxy: cat", f"proxy: {SCRIPT}"]
+    # A page is made also when a shard of the input has gone.
+    store, facts = make_run(tmp_path / "run")
+    given = InputConfig(path=f"{store.root}-input")
+    source = sources.find(given)
+    Path(given.path, "0.parquet").unlink()
+    report.write(store, facts, source, given)
+    again = Page(Path(store.path("report.html")).read_text())
+    assert [attributes["src"] for name, attributes in again.elements if name == "img"] == [*pictures[:-2], pictures[-1]]
+    assert [text for _, text in again.texts].count("no preview") == 1
+
+
+def test_without_noise_nothing_is_said_of_it(tmp_path: Path):
+    samples = [sample for sample in SAMPLES if sample[-1] != "noise"]
+    assert "set aside as noise" not in Page(written(*make_run(tmp_path / "run", samples))).all_text()
 
 
 def test_classes(page: Page):
@@ -349,18 +389,18 @@ def test_equal_hardness_makes_a_page(tmp_path: Path):
 
 
 def test_page_does_not_depend_on_the_files(tmp_path: Path):
-    sources = []
+    pages = []
     for name, samples, files in (("one", SAMPLES, 1), ("five", SAMPLES[::-1], 5)):
         store, facts = make_run(tmp_path / name, samples, files=files)
-        sources.append(written(store, facts).replace(store.uri, "RUN"))
-    assert sources[0] == sources[1]
+        pages.append(written(store, facts).replace(store.uri, "RUN"))
+    assert pages[0] == pages[1]
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def test_gallery_shows_each_kept_sample_once(page: Page):
-    pictures = [attributes for name, attributes in page.elements if name == "img"]
+    pictures = [attributes for name, attributes in page.elements if name == "img"][:-2]  # of noise
     # Six were kept, by falling hardness: rows 2, 4, 3, 5, 0 of their shards, and 1; the image tells the row.
     expected = [report.data_uri(image(40 * row)) for row in (2, 4, 3, 5, 0, 1)]
     assert [picture["src"] for picture in pictures] == expected
@@ -397,7 +437,7 @@ def test_large_or_odd_pictures_become_thumbnails():
 
 def test_gallery_stays_small():
     uri = report.data_uri(noise_image(500))  # the hardest picture to compress
-    assert uri is None or 24 * len(uri) <= 300_000
+    assert uri is None or 36 * len(uri) <= 450_000
 
 
 @pytest.mark.parametrize("encoded", [b"", b"<svg onload='alert(1)'/>", b"GIF89a"])

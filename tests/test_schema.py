@@ -62,7 +62,7 @@ def test_the_columns_that_users_read_by_hand():
     ]
     assert columns(schema.scores(512)) == [
         *("sample_id int64", "key string", "label int32", f"loss {f32}", f"el2n {f32}", f"margin {f32}"),
-        *(f"entropy {f32}", "correct bool", "embedding fixed_size_list<item: halffloat>[512]"),
+        *(f"entropy {f32}", "correct bool", "predicted int32", "embedding fixed_size_list<item: halffloat>[512]"),
     ]
     assert columns(schema.QUARANTINE) == ["sample_id int64", "path string", "row int64", "reason string"]
     assert columns(schema.WEIGHTS) == [
@@ -91,6 +91,7 @@ def score_table(size: int = 3, num_rows: int = 4) -> pa.Table:
         pa.array(range(num_rows), pa.int32()),
         *[pa.array(np.arange(num_rows, dtype=np.float32) / 3) for _ in schema.SCORE_NAMES],
         pa.array([True] * num_rows),
+        pa.array(range(num_rows), pa.int32()),
         pa.FixedSizeListArray.from_arrays(pa.array(values), size),
     ]
     return pa.table(arrays, schema=schema.scores(size))
@@ -123,7 +124,7 @@ def test_embedding_of_another_size_is_refused():
 def test_scores_do_not_share_a_schema():
     assert not schema.scores(3).equals(schema.scores(4))
     assert schema.scores(3).names == [
-        *("sample_id", "key", "label", "loss", "el2n", "margin", "entropy", "correct", "embedding")
+        *("sample_id", "key", "label", "loss", "el2n", "margin", "entropy", "correct", "predicted", "embedding")
     ]
 
 
@@ -157,7 +158,7 @@ def test_check_names_order_and_missing_columns():
     swapped = table.select([names[1], names[0], *names[2:]])
     with pytest.raises(ValueError, match=r"expected column .*sample_id.* got .*key"):
         schema.check(swapped, schema.scores(3), "scores")
-    with pytest.raises(ValueError, match=r"expected columns .*'embedding'\], got .*'correct'\]"):
+    with pytest.raises(ValueError, match=r"expected columns .*'embedding'\], got .*'predicted'\]"):
         schema.check(table.select(names[:-1]), schema.scores(3), "scores")
     with pytest.raises(ValueError, match=r"expected columns .* got .*'extra'"):
         schema.check(table.append_column("extra", pa.array(range(4))), schema.scores(3), "scores")

@@ -140,6 +140,7 @@ def _synthetic(file: int, label: NDArray[np.int32], centres: NDArray[np.float32]
         "margin": 1 - 2 * p,
         "entropy": rng.random(len(label), np.float32),
         "correct": p > 0.5,
+        "predicted": np.where(p > 0.5, label, (label + 1) % len(centres)),
         "embedding": pa.FixedSizeListArray.from_arrays(
             pa.array(embedding.astype(np.float16).ravel()), embedding.shape[1]
         ),

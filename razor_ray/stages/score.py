@@ -139,7 +139,7 @@ def file_name(piece: sources.Piece, plan_hash: str) -> str:
 def _plan_hash(catalog: Catalog, proxy: Proxy, resources: Resources, pieces: list[sources.Piece]) -> str:
     """A hash of what decides a score, and of how the input is cut."""
     decides = (
-        (razor_ray.__version__, torch.__version__, images.decoders()),
+        (razor_ray.__version__, torch.__version__, images.decoders(), schema.scores(1).names),
         catalog.fingerprint,
         (catalog.source.format, catalog.input.image_column, catalog.input.label_column, catalog.input.id_column),
         catalog.class_names,
@@ -347,6 +347,8 @@ class Scorer:
         # A network that has run away gives logits without a score; they are told apart below, not here.
         scores = hardness.all_scores(logits.float(), labels)
         columns = {name: value.cpu().numpy() for name, value in scores.items()}
+        # The first of equal ones, as `correct` has it.
+        columns["predicted"] = logits.argmax(dim=1).to(torch.int32).cpu().numpy()
         # float16 ends at 65504, and an embedding is used for its direction.
         columns["embedding"] = embedding.float().clamp(-65504, 65504).to(torch.float16).cpu().numpy()
         return columns
@@ -442,7 +444,7 @@ def _score_table(batch: ingest.Batch, columns: dict[str, np.ndarray], usable: np
         "sample_id": pa.array(batch.sample_id),
         "key": pa.array(batch.key, pa.string()),
         "label": pa.array(batch.label),
-        **{name: pa.array(columns[name]) for name in (*schema.SCORE_NAMES, "correct")},
+        **{name: pa.array(columns[name]) for name in (*schema.SCORE_NAMES, "correct", "predicted")},
         **{name: pa.array(columns[name]) for name in schema.DYNAMICS_NAMES if name in columns},
         **_round_losses(columns),
         "embedding": pa.FixedSizeListArray.from_arrays(values, size),

@@ -86,6 +86,8 @@ def test_agrees_with_a_plain_loop(tmp_path, digits):
     for name in schema.SCORE_NAMES:
         np.testing.assert_allclose(table[name], expected[name], rtol=2e-4, atol=2e-5)
     np.testing.assert_array_equal(table["label"], digits["label"])
+    np.testing.assert_array_equal(table["predicted"], logits.argmax(1))
+    np.testing.assert_array_equal(table["correct"], logits.argmax(1) == torch.tensor(digits["label"].to_pylist()))
     values = table["embedding"].combine_chunks().flatten().to_numpy().reshape(400, -1)
     np.testing.assert_allclose(values, embedding, rtol=2e-3, atol=2e-3)
     # 134, 133 and 133 rows a shard; the key is the place in the input.
