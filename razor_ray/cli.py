@@ -289,9 +289,10 @@ def _follow_to_the_end(client: Any, job: str) -> Any:
     from aiohttp import ClientError
 
     num_failures = 0
+    log = _Log(client, job)
     while True:
         try:
-            asyncio.run(_follow(client, job))
+            asyncio.run(log.follow())
             info = client.get_job_info(job)
         except (OSError, RuntimeError, ClientError) as error:  # requests' are OSErrors, Ray's own RuntimeErrors
             num_failures += 1
@@ -304,9 +305,22 @@ def _follow_to_the_end(client: Any, job: str) -> Any:
         time.sleep(min(_FOLLOW_AGAIN_SECONDS * 2 ** max(num_failures - 1, 0), _LONGEST_WAIT_SECONDS))
 
 
-async def _follow(client: Any, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", flush=True)
+class _Log:
+    """A job's log, each line of it shown once, though every connection gives it from the beginning."""
+
+    def __init__(self, client: Any, job: str) -> None:
+        self.client, self.job = client, job
+        self.num_shown = 0
+        """Characters."""
+
+    async def follow(self) -> None:
+        """Show what comes of the log until the connection ends."""
+        num_seen = 0
+        async for text in self.client.tail_job_logs(self.job):
+            num_seen += len(text)
+            if num_seen > self.num_shown:
+                print(text[self.num_shown - num_seen :], end="", flush=True)
+                self.num_shown = num_seen
 
 
 def _read_text(uri: str) -> str:

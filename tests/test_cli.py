@@ -421,7 +421,7 @@ def test_threads_wait_asleep(ran, monkeypatch):
 def cluster(monkeypatch, ran):
     """A cluster that takes every job, and what it was asked."""
     found = SimpleNamespace(status="SUCCEEDED", states=[], exit_codes=[], jobs=0, address=None, job=None, refuses=None)
-    found.breaks, found.forgets = [], []
+    found.breaks, found.forgets, found.logs = [], [], []
 
     class Client:
         def __init__(self, address, *arguments, **options):
@@ -437,8 +437,10 @@ def cluster(monkeypatch, ran):
         async def tail_job_logs(self, job):
             if found.breaks:
                 raise found.breaks.pop(0)
-            yield "first line\n"
-            yield f"last line of {job}\n"
+            for text in found.logs.pop(0) if found.logs else ["first line\n", f"last line of {job}\n"]:
+                if isinstance(text, Exception):
+                    raise text
+                yield text
 
         def get_job_info(self, job):
             if found.forgets:
@@ -545,7 +547,24 @@ def test_a_job_is_followed_until_it_has_ended(cluster, monkeypatch, capsys):
     cluster.states = ["RUNNING", "PENDING"]
     assert main(["prune", *PRUNE, "--address", "http://head:8265", "--max-restarts", "2"]) == 0
     assert cluster.jobs == 1
-    assert capsys.readouterr().out.count("first line") == 3
+    assert capsys.readouterr().out == "first line\nlast line of raysubmit_1\n"
+
+
+def test_no_line_of_a_job_is_shown_twice(cluster, monkeypatch, capsys):
+    """Every connection gives the log from its beginning, cut as the server happens to read it."""
+    monkeypatch.setattr(cli, "_FOLLOW_AGAIN_SECONDS", 0)
+    cluster.states = ["RUNNING"] * 3
+    cluster.logs = [
+        [],
+        ["one\n", "two\nthr", ConnectionResetError("by peer")],
+        ["one\n", RuntimeError("closed abnormally (1006)")],
+        ["one\ntwo\nthr"],
+        ["one\ntwo\nthree\nfour\n", "four\n"],
+        ["one\ntwo\nthree\nfour\n", "fo", "ur\n", "last\n"],
+    ]
+    assert main(["prune", *PRUNE, "--address", "http://head:8265"]) == 0
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\nfour\nlast\n"
+    assert not cluster.logs and cluster.jobs == 1
 
 
 def test_a_job_is_followed_through_failures_of_the_connection(cluster, monkeypatch, capsys):
@@ -556,7 +575,7 @@ def test_a_job_is_followed_through_failures_of_the_connection(cluster, monkeypat
     assert cluster.jobs == 1
     assert not cluster.breaks
     assert not cluster.forgets
-    assert capsys.readouterr().out.count("last line of raysubmit_1") == 2
+    assert capsys.readouterr().out == "first line\nlast line of raysubmit_1\n"
 
 
 def test_a_job_that_cannot_be_followed_any_more_is_not_submitted_again(cluster, monkeypatch, capsys):
