@@ -19,6 +19,8 @@ from razor_ray.stages.runtime import run_tasks
 
 _METADATA_KEY = b"razor_ray"
 _SHARDS_PER_TASK = 16
+_MOST_REFUSED = 10
+"""After so many shards that cannot be used no more are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +61,26 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
     Raises
     ------
     InputError
-        If the input is not there, a shard cannot be read, or the labels make no classes.
+        If the input is not there, shards cannot be read, or the labels make no classes.
     """
     source = sources.find(config)
     num_shards = len(source.paths)
     per_task = 1 if source.format == "webdataset" else _SHARDS_PER_TASK  # a tar is walked from end to end
     groups = [tuple(range(start, min(start + per_task, num_shards))) for start in range(0, num_shards, per_task)]
     facts: list[sources.ShardFacts | None] = [None] * num_shards
+    refused: dict[int, sources.InputError] = {}
     with stage("catalog", num_shards, "shards") as progress:
         for index, group in run_tasks(_inspect, ((source, g, config) for g in groups), name="catalog"):
             for shard, fact in zip(groups[index], group, strict=True):
-                facts[shard] = fact
+                if isinstance(fact, sources.InputError):
+                    refused[shard] = fact
+                else:
+                    facts[shard] = fact
             progress.advance(len(group))
+            if len(refused) >= _MOST_REFUSED:
+                break  # what is wrong may be wrong of all
+        if refused:
+            raise _refusal(source, refused)
         found = [fact for fact in facts if fact is not None]
         catalog = _assemble(source, config, found, like)
         progress.note = f"{catalog.num_samples:,} samples of {len(catalog.class_names)} classes"
@@ -138,8 +148,30 @@ def choose_size(size: int | Auto, catalog: Catalog) -> int:
     return catalog.network_size if size == "auto" else size
 
 
-def _inspect(source: sources.Source, group: tuple[int, ...], config: InputConfig) -> list[sources.ShardFacts]:
-    return [sources.inspect(source, shard, config) for shard in group]
+def _inspect(
+    source: sources.Source, group: tuple[int, ...], config: InputConfig
+) -> list[sources.ShardFacts | sources.InputError]:
+    found: list[sources.ShardFacts | sources.InputError] = []
+    for shard in group:
+        try:
+            found.append(sources.inspect(source, shard, config))
+        except sources.InputError as error:
+            found.append(error)
+    return found
+
+
+def _refusal(source: sources.Source, refused: dict[int, sources.InputError]) -> sources.InputError:
+    """One error of all shards that cannot be used, so that they can be mended at once."""
+    alike: dict[str, list[int]] = {}
+    for shard in sorted(refused):
+        alike.setdefault(str(refused[shard]).replace(source.paths[shard], ""), []).append(shard)
+    lines = []
+    for first, *others in alike.values():
+        likewise = f" Likewise {', '.join(source.paths[shard] for shard in others)}." if others else ""
+        lines.append(f"{refused[first]}{likewise}")
+    if len(refused) >= _MOST_REFUSED:
+        lines.append(f"After {len(refused)} such shards no others were looked at.")
+    return sources.InputError("\n".join(lines))
 
 
 def _assemble(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from razor_ray import sources
@@ -67,3 +68,33 @@ def test_a_dozen_integer_classes_are_the_same_in_each_format(tmp_path, digits):
     write_folders(table, tmp_path / "folders")
     found = [assemble(InputConfig(path=str(tmp_path / name))) for name in ("parquet", "tars", "folders")]
     assert [catalog.class_names for catalog in found] == [tuple(str(label) for label in range(12))] * 3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_shards_that_cannot_be_used_are_told_of_together(tmp_path, digits):
+    write_shards(digits, tmp_path, 40)
+    names = [f"train-{shard:05d}.parquet" for shard in range(40)]
+    config = InputConfig(path=str(tmp_path))
+    assert catalogs.build(config).num_samples == 400
+    for name in (names[3], names[30]):
+        (tmp_path / name).write_bytes(b"PAR1 this is not Parquet")
+    other = pq.read_table(tmp_path / names[20]).rename_columns(["image", "class", "name"])
+    pq.write_table(other, tmp_path / names[20])
+    with pytest.raises(sources.InputError) as refused:
+        catalogs.build(config)
+    broken, without = str(refused.value).splitlines()
+    assert broken.startswith(f"shard {names[3]} cannot be read: ")
+    assert broken.endswith(f" Repair it, or move it out of the input. Likewise {names[30]}.")
+    assert without.startswith(f"shard {names[20]} has no column 'label' (it has: image, class, name).")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_wrong_of_all_shards_is_told_once(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(catalogs, "_SHARDS_PER_TASK", 2)
+    write_shards(digits, tmp_path, 40)
+    with pytest.raises(sources.InputError) as refused:
+        catalogs.build(InputConfig(path=str(tmp_path), label_column="class"))
+    told, end = str(refused.value).splitlines()
+    assert told.count("has no column 'class'") == 1
+    assert told.count(".parquet") == 10
+    assert end == "After 10 such shards no others were looked at."
