@@ -19,7 +19,7 @@ from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, ispl, preflight, runtime, watchdog
+from razor_ray.stages import dynamics, ingest, ispl, preflight, runtime, watchdog
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
@@ -298,7 +298,10 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
         # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
-        check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction)
+        examples = {}
+        if (one := facts["metrics"].get("an_unusable")) is not None:
+            examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
+        check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")
         dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")

@@ -15,12 +15,14 @@ import ray.data
 from numpy.typing import NDArray
 
 from razor_ray import images, labels, schema, sources
-from razor_ray.stages.catalog import Catalog
+from razor_ray.stages.catalog import Catalog, pieces
 
 _PIECE_BYTES = 128 * 2**20
 """Decoded bytes of a piece: as large as Ray lets a block grow, so that a piece is one block wherever it is decoded."""
 
 _MAX_PIECE_ROWS = 2048
+
+_ROWS_TO_EXPLAIN = 64
 
 _IMAGES_PER_CALL = 8
 """Images that a decoding thread takes at once: few enough to share a batch evenly, enough to pay for the hand-over."""
@@ -100,6 +102,25 @@ def decoded_batches(
         while (batch := following.result()) is not None:
             following = ahead.submit(next, batches, None)
             yield batch
+
+
+def in_words(catalog: Catalog, place: str, sample_id: int) -> str:
+    """Where a sample is, for a message: the row of its shard, or what the place names, its own file or member."""
+    if catalog.source.format != "parquet":
+        return place
+    return f"row {sample_id & (2**schema.ROW_BITS - 1):,} of {place}"
+
+
+def why_unusable(catalog: Catalog, sample_id: int, size: int) -> str:
+    """Where a sample is, and what is wrong with it, for a message. Reads the piece that it is in."""
+    shard, row = divmod(sample_id, 2**schema.ROW_BITS)
+    for piece in pieces(catalog, max_rows=_ROWS_TO_EXPLAIN, batch_size=1):
+        if piece.shard_id == shard and piece.first_row <= row < piece.first_row + piece.num_rows:
+            for batch in decoded_batches(catalog, piece, size, _ROWS_TO_EXPLAIN):
+                for identity, place, reason in zip(batch.sample_id.tolist(), batch.place, batch.reasons, strict=True):
+                    if identity == sample_id:
+                        return f"{in_words(catalog, place, sample_id)}: {reason}"
+    raise AssertionError(f"the input has no sample {sample_id}")
 
 
 def dataset(groups: Iterable[list[sources.Piece]]) -> ray.data.Dataset:

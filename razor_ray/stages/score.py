@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -91,17 +91,18 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     scored = store.finished("scores") & names.keys()  # an actor of another plan's may still be at work
     # Not those of pieces that were not finished: what is to be quarantined of them is found again.
     folders["quarantine"] = store.begin("quarantine", keep=scored)
-    reasons = _count_reasons(store, folders["quarantine"])
+    reasons, examples = _count_reasons(store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
     with stage("score", catalog.num_samples) as progress:
         progress.waiting_for = _asked(resources, len(missing))
         progress.skip(catalog.num_samples - sum(piece.num_rows for piece in missing))
-        check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction)
+        check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction, examples)
         for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
             num_scored += row["num_scored"]
             reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
-            check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction)
+            examples = dict(zip(row["reasons"], row["examples"], strict=True)) | examples
+            check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction, examples)
             progress.advance(row["num_rows"], f"{reasons.total():,} quarantined" if reasons else "")
     assert num_scored + reasons.total() == catalog.num_samples, "a sample was neither scored nor quarantined"
     store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
@@ -203,26 +204,39 @@ def _asked(resources: Resources, num_pieces: int) -> str:
     return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"
 
 
-def _count_reasons(store: RunStore, folder: str) -> Counter[str]:
-    """Reasons of what lies in a quarantine's folder."""
+def _count_reasons(store: RunStore, folder: str) -> tuple[Counter[str], dict[str, str]]:
+    """Reasons of what lies in a quarantine's folder, and an example of each."""
     files = [f"{folder}/{name}" for name in sorted(store.finished("quarantine"))]
     groups = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
     calls = ((store.filesystem, group) for group in groups)
-    found = runtime.run_tasks(_reasons_in, calls, name="count reasons")
-    return sum((reasons for _, reasons in found), Counter())
+    counted: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for _, (of_group, examples_of_group) in runtime.run_tasks(_reasons_in, calls, name="count reasons"):
+        counted += of_group
+        examples |= examples_of_group
+    return counted, examples
 
 
-def _reasons_in(filesystem: pafs.FileSystem, files: list[str]) -> Counter[str]:
+def _reasons_in(filesystem: pafs.FileSystem, files: list[str]) -> tuple[Counter[str], dict[str, str]]:
     found: Counter[str] = Counter()
+    examples = {}
     for file in files:
-        found.update(pq.read_table(file, columns=["reason"], filesystem=filesystem)["reason"].to_pylist())
-    return found
+        table = pq.read_table(file, columns=["reason", "path"], filesystem=filesystem)
+        found.update(table["reason"].to_pylist())
+        examples |= zip(table["reason"].to_pylist(), table["path"].to_pylist(), strict=True)
+    return found, examples
 
 
-def check_quarantine(reasons: Counter[str], num_samples: int, max_fraction: float) -> None:
-    """Raise QuarantineError if too many samples of the input were unusable."""
+def check_quarantine(
+    reasons: Counter[str], num_samples: int, max_fraction: float, examples: Mapping[str, str] | None = None
+) -> None:
+    """Raise QuarantineError if too many samples of the input were unusable; it says where one of each reason is."""
     if reasons.total() > max_fraction * num_samples:
-        counted = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        of = examples or {}
+        counted = "; ".join(
+            f"{count} {reason}{f', such as {of[reason]}' if reason in of else ''}"
+            for reason, count in reasons.most_common()
+        )
         raise QuarantineError(
             f"{reasons.total()} of {num_samples} samples cannot be used so far ({counted}), more than "
             f"max_quarantine_fraction {max_fraction:g} allows. Repair the input, or raise --max-quarantine-fraction."
@@ -330,11 +344,13 @@ class Scorer:
             write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(bad))
         write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)  # last: it says that the piece is done
         counts = Counter(reason for _, _, reason in bad)
+        examples = {reason: ingest.in_words(self.catalog, place, identity) for identity, place, reason in bad}
         return {
             "num_rows": piece.num_rows,
             "num_scored": scored.num_rows,
             "reasons": list(counts),
             "reason_counts": list(counts.values()),
+            "examples": [examples[reason] for reason in counts],
         }
 
     def _forward(self, batch: ingest.Batch) -> dict[str, np.ndarray]:

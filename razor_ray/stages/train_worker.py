@@ -170,6 +170,7 @@ class Worker:
         self.num_seen = 0
         # Sum of losses, steps, rows, rows without a usable image.
         totals = torch.zeros(4, dtype=torch.float64)
+        an_unusable: int | None = None
         num_batches = self.train_feed.num_batches
         # Not beside an evaluation: two streams would share the object store.
         is_followed = epoch < self.task.last_epoch and not self.task.num_eval
@@ -182,6 +183,8 @@ class Worker:
                 self.observed.append(_observe(batch["sample_id"], labels.to(self.device), logits))
             self.num_seen += len(labels)
             totals += torch.tensor([loss, 1, len(labels), int((labels < 0).sum())], dtype=torch.float64)
+            if an_unusable is None and bool((labels < 0).any()):
+                an_unusable = int(batch["sample_id"][labels < 0][0])
         totals = self._sum_over_workers(totals)
         seconds = time.perf_counter() - started
         seen, unusable = int(totals[2]), int(totals[3])
@@ -191,6 +194,7 @@ class Worker:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "num_samples": seen,
             "num_unusable": unusable,
+            "an_unusable": an_unusable,
             "num_dropped": self.task.num_samples - seen,
             "num_steps": int(totals[1]) // self.task.num_workers,
             "seconds": round(seconds, 3),

@@ -363,14 +363,18 @@ def test_too_many_bad_images_stop_the_run(tmp_path, digits):
     folder = write_shards(bad_rows(digits), tmp_path / "bad", 2)
     with pytest.raises(QuarantineError, match=r"of 400 samples cannot be used so far .* max_quarantine_fraction 0.001"):
         scored(tmp_path / "run", folder, max_quarantine_fraction=0.001)
+    with pytest.raises(QuarantineError, match=r"2 not an image, such as row 150 of train-00000\.parquet; 1 no"):
+        scored(tmp_path / "again", folder, max_quarantine_fraction=0.0074, num_workers=1)
     assert not RunStore(str(tmp_path / "run")).is_done("scores")
 
 
 def test_the_limit_counts_by_reason():
     reasons = Counter({"not an image": 2, "label is null": 1})
     check_quarantine(reasons, 300, 0.01)  # exactly the limit
-    with pytest.raises(QuarantineError, match=r"3 of 299 .*2 not an image, 1 label is null"):
+    with pytest.raises(QuarantineError, match=r"3 of 299 .*2 not an image; 1 label is null"):
         check_quarantine(reasons, 299, 0.01)
+    with pytest.raises(QuarantineError, match=r"2 not an image, such as cat/3\.jpg; 1 label is null"):
+        check_quarantine(reasons, 299, 0.01, {"not an image": "cat/3.jpg"})
 
 
 def test_ids_above_2_to_the_32(tmp_path):

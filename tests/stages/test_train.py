@@ -343,6 +343,7 @@ def test_unusable_images_are_counted_not_trained_on(split, digits, tmp_path):
     write_shards(table, tmp_path / "bad", 2)
     lines = train(config(split, tmp_path / "run", input=InputConfig(path=str(tmp_path / "bad"))))
     assert lines[-1]["num_unusable"] == 2
+    assert lines[-1]["an_unusable"] in (5, 6)
     assert np.isfinite(lines[-1]["train_loss"])
 
 

@@ -1,0 +1,40 @@
+"""What is said of a sample that cannot be used."""
+
+import pyarrow as pa
+import pytest
+
+from razor_ray import schema
+from razor_ray.config import InputConfig
+from razor_ray.stages import ingest
+from tests.conftest import write_folders, write_shards, write_tars
+from tests.stages.test_catalog import assemble
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [
+        (lambda table, path: write_shards(table, path, 2), "row 97 of train-00001.parquet"),
+        (lambda table, path: write_tars(table, path, 2), "train-00001.tar:digit-0297"),
+        (write_folders, "{label}/digit-0297.png"),
+    ],
+)
+def test_where_a_sample_is_and_what_is_wrong_with_it(tmp_path, digits, write, place):
+    encoded = digits["image"].to_pylist()
+    encoded[297] = b"no image"
+    table = digits.set_column(0, "image", pa.array(encoded, pa.binary()))
+    write(table, tmp_path)
+    catalog = assemble(InputConfig(path=str(tmp_path)))
+    sizes = catalog.table["num_samples"].to_pylist()
+    label = digits["label"][297].as_py()
+    if catalog.source.format == "folders":
+        files = sorted(f"{label}/digit-{row:04d}" for row, of in enumerate(digits["label"].to_pylist()) if of == label)
+        before = sum(of < label for of in digits["label"].to_pylist())
+        place_in_input = before + files.index(f"{label}/digit-0297")
+    else:
+        place_in_input = 297
+    shard = 0
+    while place_in_input >= sizes[shard]:
+        place_in_input -= sizes[shard]
+        shard += 1
+    sample_id = int(schema.sample_ids(shard, place_in_input, 1)[0])
+    assert ingest.why_unusable(catalog, sample_id, 8) == f"{place.format(label=label)}: not an image"
