@@ -233,6 +233,9 @@ class PruneConfig:
     """The run's folder; local, or a URI such as s3://bucket/run. The same command resumes it."""
     keep_fraction: float
     """Fraction of the samples to keep, in (0, 1]."""
+    scores_from: str = ""
+    """Folder of a finished run over the same input, whose proxy and scores are taken: for another keep fraction, seed
+    or way to choose, without scoring again. What made them is then as it was in that run."""
     seed: int = 0
     """Of every random choice."""
     rounds: int = 1
@@ -262,6 +265,7 @@ class PruneConfig:
         if not self.output:
             raise ValueError("output must name the run's folder, got an empty path.")
         _check_no_secret("output", self.output)
+        _check_no_secret("scores_from", self.scores_from)
         if not 0 <= self.max_quarantine_fraction <= 1:
             raise ValueError(f"max_quarantine_fraction must be in [0, 1], got {self.max_quarantine_fraction}.")
         _check_stall_timeout(self.stall_timeout)

@@ -19,7 +19,7 @@ from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, ingest, ispl, preflight, runtime, watchdog
+from razor_ray.stages import dynamics, ingest, ispl, preflight, reuse, runtime, watchdog
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
@@ -49,6 +49,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     ValueError
         For whatever a user can mend: the input, the settings, an output that holds another run.
     """
+    if config.scores_from:
+        config = reuse.settings(config)
     store = RunStore(config.output)
     store.check_free(config)
     with _only_writer(store, config.stall_timeout):
@@ -59,10 +61,15 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         catalog = catalogs.read(config.input, store)
         if is_begun:  # on a smaller cluster now, it may be, or beside a disk that has filled up
             _check_can_do(config, catalog, store)
-        stages.once("proxy", lambda: _make_proxy(config, catalog, store))
-        proxy = _read_proxy(config, catalog, store)
-        stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
-        store.discard(_ROUNDS)
+        if config.scores_from:
+            earlier = RunStore(config.scores_from)
+            stages.once("proxy", lambda: reuse.take_proxy(earlier, store))
+            stages.once("scores", lambda: reuse.take_scores(earlier, store, config.score))
+        else:
+            stages.once("proxy", lambda: _make_proxy(config, catalog, store))
+            proxy = _read_proxy(config, catalog, store)
+            stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
+            store.discard(_ROUNDS)
         stages.once("weights", lambda: _weigh(config, catalog, store))
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
         stages.once("subset", lambda: write_subset(catalog, store))
@@ -74,7 +81,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         report.write(store, result, catalog.source, config.input)
     cost = result["scoring_cost"]
     share = f"{cost['fraction']:.1%} of one training of {cost['full_epochs']}"
-    say(f"cost      scoring took as much as {cost['epochs']:.1f} epochs on all samples, {share}")
+    scoring = f"the scoring in {config.scores_from}" if config.scores_from else "scoring"
+    say(f"cost      {scoring} took as much as {cost['epochs']:.1f} epochs on all samples, {share}")
     say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.address('subset')}")
     return result
 
@@ -215,7 +223,10 @@ def _begin(config: PruneConfig, store: RunStore) -> None:
     """
     catalog = catalogs.build(config.input)
     _check_budget(config, catalog)
-    _network(config.proxy, catalog)
+    if config.scores_from:
+        reuse.check_input(catalog, RunStore(config.scores_from))
+    else:
+        _network(config.proxy, catalog)
     _check_can_do(config, catalog, store)
     store.claim(config)
     catalogs.write(catalog, store)
@@ -227,6 +238,8 @@ def _check_can_do(config: PruneConfig, catalog: catalogs.Catalog, store: RunStor
         size = catalogs.choose_size(config.proxy.image_size, catalog)
         network = model.build(model.resolve_arch(config.proxy.arch, size), len(catalog.class_names))
         preflight.check_space(catalog, model.classifier(network).in_features, config.keep_fraction, store)
+    if config.scores_from:
+        return
     if not (store.is_done("proxy") or config.proxy.weights):
         training.check_resources(_proxy_training(config))
     if not store.is_done("scores"):

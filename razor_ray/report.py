@@ -422,6 +422,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["keep fraction", f"{config['keep_fraction']:g}"],
         ["seed", config["seed"]],
         ["proxy", _proxy(manifest["proxy"], config["proxy"])],
+        *([["scores", f"taken from {config['scores_from']}"]] if config["scores_from"] else []),
         ["cost of scoring", _cost(manifest["scoring_cost"])],
         ["hardness", _SCORES[manifest["scores"]["hardness"]]],
         ["ISPL weights", f"scheme {ispl['scheme']}, {thresholds}"],

@@ -122,6 +122,70 @@ def test_subset_opens_in_ray_data(run):
     assert ray.data.read_parquet(str(run / "subset")).count() == 120
 
 
+def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, monkeypatch):
+    """The same as if everything had been scored for it, also when the run that it was scored in has gone."""
+    choice = ["--keep-fraction", "0.1", "--seed", "3", "--sample.gamma", "0.5"]
+    assert prune(run.parent / "in", tmp_path / "fresh", weights_file, "--input.id-column", "name", *choice) == 0
+    shutil.copytree(run, tmp_path / "scored")
+    for name in ("score", "_make_proxy"):
+        monkeypatch.delattr(pipeline, name)  # they are not to be called
+    taken = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out"]
+    taken += ["--scores-from", f"{tmp_path}/scored", *choice]
+    assert main(taken) == 0
+    for stage in ("scores", "weights", "selection", "subset"):
+        found, expected = (pq.read_table(tmp_path / name / stage) for name in ("out", "fresh"))
+        assert found.equals(expected), stage
+    settings = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert settings["input"]["id_column"] == "name"  # of that run, as is the proxy
+    assert settings["proxy"]["weights"] == str(weights_file)
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out", "fresh")]
+    same = ("proxy", "scores", "budget", "counts", "reasons", "ispl", "classes", "scoring_cost")
+    assert [manifests[0][name] for name in same] == [manifests[1][name] for name in same]
+    assert f"taken from {tmp_path}/scored" in (tmp_path / "out" / "report.html").read_text()
+    shutil.rmtree(tmp_path / "scored")
+    shutil.rmtree(tmp_path / "out" / "selection")
+    assert main(taken) == 0
+    assert pq.read_table(tmp_path / "out" / "selection").equals(pq.read_table(tmp_path / "fresh" / "selection"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--proxy.arch", "resnet18"], "were made otherwise (proxy.arch: 'resnet18' here, 'auto' there)"),
+        (
+            ["--score.batch-size", "7", "--rounds", "2"],
+            "(score.batch_size: 7 here, 'auto' there; rounds: 2 here, 1 there)",
+        ),
+        (["--input.id-column", "label"], "(input.id_column: 'label' here, 'name' there)"),
+        (["--input", "{other}"], "has scored other samples than those of {other}"),
+        (["--scores-from", "{other}"], "{other} holds no run of prune that has scored its samples"),
+        (["--scores-from", "s3://user:word@bucket/run"], "scores_from must not hold a password"),
+        (["--output", "{run}"], "holds another run"),
+    ],
+)
+def test_scores_that_cannot_be_taken(run, digits, tmp_path, capfd, options, message):
+    other = write_shards(digits.slice(0, 399), tmp_path / "other", 3)
+    places = {"other": other, "run": run}
+    arguments = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out", "--scores-from", str(run)]
+    arguments += ["--keep-fraction", "0.1", *(option.format(**places) for option in options)]
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert message.format(**places) in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_proxy_that_was_changed_is_not_taken(run, tmp_path, capfd):
+    shutil.copytree(run, tmp_path / "scored")
+    weights = tmp_path / "scored" / "proxy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    arguments = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out", "--keep-fraction", "0.1"]
+    assert main([*arguments, "--scores-from", f"{tmp_path}/scored"]) == 2
+    assert "the weights of its proxy are not those that scored" in capfd.readouterr().err
+
+
 def test_a_second_run_skips_what_is_done(run, digits, weights_file, capfd):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
     assert prune(run.parent / "in", run, weights_file, "--input.id-column", "name") == 0
@@ -242,6 +306,19 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["scores"]["hardness"] == "mean_el2n"
     assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))
+    # All of it, rounds and quarantine too, is there for another choice.
+    other = ["--scores-from", f"{tmp_path}/out", "--keep-fraction", "0.2", "--score.hardness", "aum"]
+    arguments = ["prune", "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/other", *other]
+    assert main([*arguments, "--weigh.quota", "uniform"]) == 0
+    taken = {name: pq.read_table(tmp_path / "other" / name) for name in ("scores", "quarantine", "selection")}
+    assert taken["scores"].sort_by("sample_id").equals(scores)
+    assert taken["quarantine"].equals(pq.read_table(tmp_path / "out" / "quarantine"))
+    np.testing.assert_array_equal(taken["selection"].sort_by("sample_id")["hardness"], columns["aum"])
+    assert pc.sum(taken["selection"]["keep"]).as_py() == 40
+    found = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    assert found["ispl"]["threshold"] == pytest.approx(thresholds[2])
+    assert found["scoring_cost"] == manifest["scoring_cost"]
+    assert main([*arguments, "--weigh.scheme", "hard"]) == 2  # the proxy learned by another
 
 
 def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):

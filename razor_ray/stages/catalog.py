@@ -133,6 +133,17 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
     )
 
 
+def is_of(catalog: Catalog, store: RunStore) -> bool:
+    """Whether the run in a store has the same samples: shards, labels and classes, wherever the input lies now."""
+    table = store.read("catalog")
+    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    classes = [list(catalog.class_names), catalog.label_kind, list(catalog.class_sizes)]
+    return (
+        table.replace_schema_metadata(None).equals(catalog.table)
+        and [metadata[name] for name in ("class_names", "label_kind", "class_sizes")] == classes
+    )
+
+
 def pieces(catalog: Catalog, *, max_rows: int, batch_size: int) -> list[sources.Piece]:
     """All pieces of the input, in order of shard and row."""
     columns = (catalog.table[name].to_pylist() for name in ("path", "group_rows", "group_offsets"))
