@@ -198,6 +198,8 @@ def _predicted(store: RunStore, sample_id: set[int], name_of: dict[int, str]) ->
     wanted = pa.array(sorted(sample_id), pa.int64())
     for path in store.files("scores") if sample_id else ():
         with pq.ParquetFile(path, filesystem=store.filesystem) as file:
+            if "predicted" not in file.schema_arrow.names:
+                continue  # taken from a run of an earlier version
             for batch in file.iter_batches(_BATCH_ROWS, columns=["sample_id", "predicted"]):
                 batch = batch.filter(pc.field("sample_id").isin(wanted))
                 predicted = [name_of.get(label, f"class {label}") for label in batch["predicted"].to_pylist()]
@@ -335,7 +337,7 @@ def _set_aside(
         return Html("")
     figures, rows = [], []
     for sample in noise:
-        class_name, taken_for = name_of[sample["label"]], seen[sample["sample_id"]]
+        class_name, taken_for = name_of[sample["label"]], seen.get(sample["sample_id"], "")
         figures.append(_figure(sample, class_name, pictures, taken_for))
         rows.append([sample["key"], class_name, taken_for, f"{sample['hardness']:.3f}"])
     return _section(
