@@ -122,7 +122,7 @@ def test_subset_opens_in_ray_data(run):
     assert ray.data.read_parquet(str(run / "subset")).count() == 120
 
 
-def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, monkeypatch):
+def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, monkeypatch, capfd):
     """The same as if everything had been scored for it, also when the run that it was scored in has gone."""
     choice = ["--keep-fraction", "0.1", "--seed", "3", "--sample.gamma", "0.5"]
     assert prune(run.parent / "in", tmp_path / "fresh", weights_file, "--input.id-column", "name", *choice) == 0
@@ -132,6 +132,8 @@ def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, mo
     taken = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out"]
     taken += ["--scores-from", f"{tmp_path}/scored", *choice]
     assert main(taken) == 0
+    note = f"note      as in {tmp_path}/scored: input.id_column 'name', proxy.weights '{weights_file}'\n"
+    assert note in capfd.readouterr().err
     for stage in ("scores", "weights", "selection", "subset"):
         found, expected = (pq.read_table(tmp_path / name / stage) for name in ("out", "fresh"))
         assert found.equals(expected), stage

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
 from razor_ray import model, schema, sources
 from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, ScoreConfig, WeighConfig, from_dict
-from razor_ray.progress import stage
+from razor_ray.progress import say, stage
 from razor_ray.run_store import CONFIG, RunStore
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages.score import hardness_column
+
+Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig)
 
 _COPIES_AT_ONCE = 16
 _QUOTA_ALONE = ("quota", "class_floor")
@@ -43,47 +45,57 @@ def settings(config: PruneConfig) -> PruneConfig:
             f"{config.scores_from} holds no run of prune that has scored its samples. Name its folder by --scores-from."
         )
     made = from_dict(PruneConfig, begun)
-    wrong: list[str] = []
-    taken: dict[str, Any] = {
-        "input": _settled("input.", config.input, made.input, InputConfig(path=made.input.path), ("path",), wrong),
-        "proxy": _settled("proxy.", config.proxy, made.proxy, ProxyConfig(), (), wrong),
-        "score": _settled("score.", config.score, made.score, ScoreConfig(), ("num_workers", "hardness"), wrong),
-    }
-    for name, default in (("rounds", 1), ("keep_round_losses", False)):
-        taken[name] = _value(name, getattr(config, name), getattr(made, name), default, wrong)
-    if made.rounds > 1:
-        here, there = (_of_rounds(each.weigh) for each in (config, made))
-        wrong += [
-            f"weigh.{name}: {here[name]!r} here, {there[name]!r} there" for name in here if here[name] != there[name]
-        ]
-    if wrong:
+    settling = _Settling()
+    chosen = ("hardness",) if config.score.hardness != ScoreConfig().hardness else ()
+    settled = dataclasses.replace(
+        config,
+        input=settling.all_of("input.", config.input, made.input, InputConfig(path=made.input.path), own=("path",)),
+        proxy=settling.all_of("proxy.", config.proxy, made.proxy, ProxyConfig()),
+        score=settling.all_of("score.", config.score, made.score, ScoreConfig(), own=("num_workers", *chosen)),
+        rounds=settling.one("rounds", config.rounds, made.rounds, 1),
+        keep_round_losses=settling.one("keep_round_losses", config.keep_round_losses, made.keep_round_losses, False),
+    )
+    if made.rounds > 1:  # in which the proxy learned by these
+        for field in dataclasses.fields(WeighConfig):
+            if field.name not in _QUOTA_ALONE:
+                there = getattr(made.weigh, field.name)
+                settling.one(f"weigh.{field.name}", getattr(config.weigh, field.name), there, there)
+    if settling.wrong:
         raise ValueError(
-            f"the scores of {config.scores_from} were made otherwise ({'; '.join(wrong)}). Leave these settings out to "
-            "take them as they are, or leave out --scores-from to score anew."
+            f"the scores of {config.scores_from} were made otherwise ({'; '.join(settling.wrong)}). Leave these "
+            "settings out to take them as they are, or leave out --scores-from to score anew."
         )
-    return dataclasses.replace(config, **taken)
+    if settling.taken:
+        say(f"note      as in {config.scores_from}: {', '.join(settling.taken)}")
+    return settled
 
 
-def _settled(prefix: str, here: Any, there: Any, default: Any, own: Iterable[str], wrong: list[str]) -> Any:
-    """The other run's part of a configuration, but for the settings in `own` that are given here."""
-    values = {}
-    for field in dataclasses.fields(here):
-        of_here, of_there, of_default = (getattr(each, field.name) for each in (here, there, default))
-        if field.name in own:
-            values[field.name] = of_there if of_here == of_default else of_here
-        else:
-            values[field.name] = _value(prefix + field.name, of_here, of_there, of_default, wrong)
-    return type(here)(**values)
+class _Settling:
+    """Puts the settings of two runs together: the other run's count, and what is given here must not be another."""
 
+    def __init__(self) -> None:
+        self.wrong: list[str] = []
+        """Settings that differ."""
+        self.taken: list[str] = []
+        """Settings that were left at their defaults here, and are others there."""
 
-def _value(name: str, here: Any, there: Any, default: Any, wrong: list[str]) -> Any:
-    if here not in (there, default):
-        wrong.append(f"{name}: {here!r} here, {there!r} there")
-    return there
+    def one(self, name: str, here: Any, there: Any, default: Any) -> Any:
+        if here not in (there, default):
+            self.wrong.append(f"{name}: {here!r} here, {there!r} there")
+        elif here != there:
+            self.taken.append(f"{name} {there!r}")
+        return there
 
-
-def _of_rounds(config: WeighConfig) -> dict[str, Any]:
-    return {name: value for name, value in dataclasses.asdict(config).items() if name not in _QUOTA_ALONE}
+    def all_of(self, prefix: str, here: Part, there: Part, default: Part, own: Collection[str] = ()) -> Part:
+        """A part of the configuration; those of its settings in `own` are as they are here."""
+        values = {}
+        for field in dataclasses.fields(here):
+            of_here, of_there, of_default = (getattr(each, field.name) for each in (here, there, default))
+            if field.name in own:
+                values[field.name] = of_here
+            else:
+                values[field.name] = self.one(prefix + field.name, of_here, of_there, of_default)
+        return type(here)(**values)
 
 
 def check_input(catalog: catalogs.Catalog, earlier: RunStore) -> None:
