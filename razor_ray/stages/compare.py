@@ -345,7 +345,7 @@ def _steps_and_row(
     torch.manual_seed(cell.seed)
     network = model.build(data.arch, data.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     num_steps = _num_steps(config, cell, num_samples)
-    checkpoint = folder.checkpoint(cell, _digest(data, rows, precision))
+    checkpoint = folder.checkpoint(cell, _digest(data, rows, precision, device.type))
     steps = training.fit(
         network,
         torch.from_numpy(data.pixels[rows]),
@@ -387,10 +387,10 @@ def _steps_and_row(
     }
 
 
-def _digest(data: Data, rows: NDArray[np.integer], precision: str) -> str:
+def _digest(data: Data, rows: NDArray[np.integer], *arithmetic: str) -> str:
     """Of all that decides a training and that the configuration of the comparison leaves open."""
     kept = data.samples.take(rows)
-    names = json.dumps([data.arch, data.num_classes, data.image_size, precision])
+    names = json.dumps([data.arch, data.num_classes, data.image_size, *arithmetic])
     return hashlib.sha256(names.encode() + kept.ids.tobytes() + kept.label.tobytes()).hexdigest()
 
 
