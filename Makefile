@@ -13,8 +13,9 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 APART := (system or long)
 # Each run there starts a Ray of its own.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
-# Of the system tests but that of several nodes, a half by the time that they take.
-HALF := tests/test_chaos.py tests/test_demo.py tests/test_s3.py
+# Three parts of the system tests that take about as long as each other: these, these, and the others.
+THIRD := tests/test_several_nodes.py tests/test_s3.py
+ANOTHER := tests/test_chaos.py tests/test_demo.py
 # A second shared Ray, beside the first, takes these.
 BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_formats.py \
 	tests/test_pipeline.py
@@ -59,13 +60,13 @@ test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a n
 	@$(MAKE) --no-print-directory -j3 test-nodes test-faults test-system-others
 
 test-nodes: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' tests/test_several_nodes.py --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(THIRD) --durations=5
 
 test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(HALF) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(ANOTHER) --durations=5
 
 test-system-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(FAULTS:%=--ignore=%) $(HALF:%=--ignore=%) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(THIRD:%=--ignore=%) $(ANOTHER:%=--ignore=%) --durations=5
 
 test-long: setup ## a tiny run of every benchmark
 	@echo "== long tests: pytest -m long"

@@ -212,7 +212,7 @@ def _refusal(stop: BaseException) -> BaseException | None:
 
 def _run_here(verb: str, config: AnyConfig) -> None:
     # A mistyped path is told at once.
-    if not isinstance(config, CompareConfig):
+    if not isinstance(config, CompareConfig) and not (isinstance(config, PruneConfig) and config.scores_from):
         sources.find(config.input)
     if not isinstance(config, PruneConfig) and (held_out := config.eval.as_input()):
         with told_of("--eval"):

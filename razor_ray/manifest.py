@@ -49,6 +49,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         },
         "proxy": {name: value for name, value in facts["proxy"].items() if name != "rounds"},
         "scores": facts["scores"],
+        "scores_from": config.scores_from or None,
         "budget": {
             "keep_fraction": config.keep_fraction,
             "asked": facts["weights"]["budget"],

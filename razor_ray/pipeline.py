@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from razor_ray.stages import dynamics, ingest, ispl, preflight, reuse, runtime, 
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import Proxy, check_quarantine, check_resources, proxy_in_store, score
+from razor_ray.stages.score import Proxy, check_quarantine, check_resources, is_too_many, proxy_in_store, score
 from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
@@ -63,8 +63,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
             _check_can_do(config, catalog, store)
         if config.scores_from:
             earlier = RunStore(config.scores_from)
-            stages.once("proxy", lambda: reuse.take_proxy(earlier, store))
-            stages.once("scores", lambda: reuse.take_scores(earlier, store, config.score))
+            stages.once("proxy", lambda: reuse.take_proxy(catalog, earlier, store))
+            stages.once("scores", lambda: reuse.take_scores(catalog, earlier, store, config))
         else:
             stages.once("proxy", lambda: _make_proxy(config, catalog, store))
             proxy = _read_proxy(config, catalog, store)
@@ -311,14 +311,16 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
         # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
-        examples = {}
-        if (one := facts["metrics"].get("an_unusable")) is not None:
-            examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
+        one = facts["metrics"].get("an_unusable")
+        examples: dict[str, str] = {}
+        if one is not None and is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
+            with suppress(OSError, ValueError):  # it is for the message only
+                examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
         check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")
         dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")
-        facts["trained"] = True
+        facts |= {"trained": True, "seed": config.seed}
     content = model.save_weights(network)
     store.confirm()  # not only before the seal: another run's scores may be of weights that lie there
     store.write_bytes("proxy/model.safetensors", content)

@@ -9,6 +9,7 @@ that were set aside from the input.
 from __future__ import annotations
 
 import base64
+import bisect
 import io
 import shlex
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from razor_ray import charts, images, parquet_shards, schema, sources
 from razor_ray.config import InputConfig
 from razor_ray.headers import ImageError
 from razor_ray.markup import Html, percent, tag
+from razor_ray.progress import sign_of_life
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
 
 REPORT = "report.html"
@@ -142,6 +144,7 @@ def _selection(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
     for path in store.files("selection"):
         with pq.ParquetFile(path, filesystem=store.filesystem) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                sign_of_life()
                 yield pa.Table.from_batches([batch]).combine_chunks()
 
 
@@ -186,6 +189,7 @@ def _read_input(source: sources.Source, given: InputConfig, sample_id: list[int]
     for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
         wanted = np.sort([identity for identity in sample_id if identity >> schema.ROW_BITS == shard])
         with suppress(OSError, ValueError):  # the run is finished: a picture is no reason to fail
+            sign_of_life()
             parts = sources.read_images(source, shard, schema.rows(wanted), given)
             content = [image for part in parts for image in part["image"].to_pylist()]
             found |= zip(wanted.tolist(), content, strict=True)
@@ -195,15 +199,17 @@ def _read_input(source: sources.Source, given: InputConfig, sample_id: list[int]
 def _predicted(store: RunStore, sample_id: set[int], name_of: dict[int, str]) -> dict[int, str]:
     """Names of the classes that the proxy takes some samples for."""
     found: dict[int, str] = {}
-    wanted = pa.array(sorted(sample_id), pa.int64())
-    for path in store.files("scores") if sample_id else ():
-        with pq.ParquetFile(path, filesystem=store.filesystem) as file:
+    files = store.files("scores")  # in the order of the samples; a sample is in the last that begins before it
+    names = [path.rpartition("/")[2] for path in files]
+    places = [schema.piece_name(*divmod(identity, 2**schema.ROW_BITS)) for identity in sample_id]
+    for at in sorted({bisect.bisect(names, f"{place}~") - 1 for place in places}):
+        with pq.ParquetFile(files[at], filesystem=store.filesystem) as file:
             if "predicted" not in file.schema_arrow.names:
                 continue  # taken from a run of an earlier version
-            for batch in file.iter_batches(_BATCH_ROWS, columns=["sample_id", "predicted"]):
-                batch = batch.filter(pc.field("sample_id").isin(wanted))
-                predicted = [name_of.get(label, f"class {label}") for label in batch["predicted"].to_pylist()]
-                found |= zip(batch["sample_id"].to_pylist(), predicted, strict=True)
+            table = file.read(columns=["sample_id", "predicted"])
+        table = table.filter(pc.field("sample_id").isin(sorted(sample_id)))
+        predicted = [name_of.get(label, f"class {label}") for label in table["predicted"].to_pylist()]
+        found |= zip(table["sample_id"].to_pylist(), predicted, strict=True)
     return found
 
 
@@ -424,7 +430,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["keep fraction", f"{config['keep_fraction']:g}"],
         ["seed", config["seed"]],
         ["proxy", _proxy(manifest["proxy"], config["proxy"])],
-        *([["scores", f"taken from {config['scores_from']}"]] if config["scores_from"] else []),
+        *([["scores", f"taken from {config['scores_from']}"]] if config.get("scores_from") else []),
         ["cost of scoring", _cost(manifest["scoring_cost"])],
         ["hardness", _SCORES[manifest["scores"]["hardness"]]],
         ["ISPL weights", f"scheme {ispl['scheme']}, {thresholds}"],

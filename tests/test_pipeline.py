@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -19,10 +20,10 @@ from PIL import Image
 
 from razor_ray import images, lease, model, pipeline, schema, weights
 from razor_ray.cli import main
-from razor_ray.config import InputConfig, PruneConfig
+from razor_ray.config import InputConfig, PruneConfig, WeighConfig, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
-from razor_ray.stages import preflight, runtime
+from razor_ray.stages import preflight, reuse, runtime
 from razor_ray.training import choose_precision
 from tests.conftest import write_shards
 
@@ -177,6 +178,44 @@ def test_scores_that_cannot_be_taken(run, digits, tmp_path, capfd, options, mess
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("catalog", "has scored other samples than those of"),
+        ("proxy", "has another proxy than when this run began"),
+        ("quarantine", "9 of 400 samples cannot be used so far (9 not an image)"),
+    ],
+)
+def test_scores_of_a_run_that_is_another_by_now(run, tmp_path, capfd, monkeypatch, changed, message):
+    """Begun, stopped, and when it goes on the other run has been made anew."""
+    scored = tmp_path / "scored"
+    shutil.copytree(run, scored)
+    arguments = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out", "--keep-fraction", "0.1"]
+    arguments += ["--scores-from", str(scored)]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.reuse, "take_scores", stop)
+        assert main(arguments) == 130
+    if changed == "catalog":
+        table = pq.read_table(scored / "catalog" / "catalog.parquet")
+        other = pa.array([f"{text}0" for text in table["fingerprint"].to_pylist()])
+        at = table.schema.get_field_index("fingerprint")
+        pq.write_table(table.set_column(at, table.schema.field(at), other), scored / "catalog" / "catalog.parquet")
+    else:
+        commit = scored / changed / ".commit.json"
+        facts = json.loads(commit.read_text())
+        facts |= {"weights_sha256": "other"} if changed == "proxy" else {"reasons": {"not an image": 9}}
+        commit.write_text(json.dumps(facts))
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out" / "scores").exists()
+
+
 def test_a_proxy_that_was_changed_is_not_taken(run, tmp_path, capfd):
     shutil.copytree(run, tmp_path / "scored")
     weights = tmp_path / "scored" / "proxy" / "model.safetensors"
@@ -309,9 +348,15 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert manifest["scores"]["hardness"] == "mean_el2n"
     assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))
     # All of it, rounds and quarantine too, is there for another choice.
-    other = ["--scores-from", f"{tmp_path}/out", "--keep-fraction", "0.2", "--score.hardness", "aum"]
+    other = ["--scores-from", f"{tmp_path}/out", "--keep-fraction", "0.2", "--score.hardness", "aum", "--seed", "3"]
     arguments = ["prune", "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/other", *other]
     assert main([*arguments, "--weigh.quota", "uniform"]) == 0
+    asked = PruneConfig(
+        input=InputConfig(path=f"{tmp_path}/in"),
+        output=f"{tmp_path}/third",
+        keep_fraction=0.2,
+        scores_from=f"{tmp_path}/out",
+    )
     taken = {name: pq.read_table(tmp_path / "other" / name) for name in ("scores", "quarantine", "selection")}
     assert taken["scores"].sort_by("sample_id").equals(scores)
     assert taken["quarantine"].equals(pq.read_table(tmp_path / "out" / "quarantine"))
@@ -319,8 +364,18 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert pc.sum(taken["selection"]["keep"]).as_py() == 40
     found = json.loads((tmp_path / "other" / "manifest.json").read_text())
     assert found["ispl"]["threshold"] == pytest.approx(thresholds[2])
+    assert (found["seed"], found["proxy"]["seed"], found["scores_from"]) == (3, 0, f"{tmp_path}/out")
+    kept = [set(table.filter(pc.field("keep"))["key"].to_pylist()) for table in (taken["selection"], selection)]
+    assert len(kept[0] & kept[1]) < 40  # by another score and seed
     assert found["scoring_cost"] == manifest["scoring_cost"]
     assert main([*arguments, "--weigh.scheme", "hard"]) == 2  # the proxy learned by another
+    with pytest.raises(ValueError, match=r"made otherwise \(weigh.scheme: 'hard' here, 'linear' there\)"):
+        reuse.settings(replace(asked, weigh=WeighConfig(scheme="hard")))
+    made = replace(asked, scores_from="", rounds=3, weigh=WeighConfig(scheme="hard", quota="ispl"))
+    store = RunStore(f"{tmp_path}/out")
+    store.write_json("config.json", to_dict(made))
+    settled = reuse.settings(replace(asked, output=f"{tmp_path}/third", weigh=WeighConfig(quota="uniform")))
+    assert (settled.weigh.scheme, settled.weigh.quota) == ("hard", "uniform")
 
 
 def test_strings_hugging_face_structs_class_names_and_a_class_of_one(digits, weights_file, tmp_path):

@@ -204,7 +204,15 @@ def make_run(
         "sample_id": [sample_id(s, r) for s, r, *_ in samples],
         "predicted": pa.array([PREDICTED.get((s, r), label) for s, r, label, *_ in samples], pa.int32()),
     }
-    commit(store, "scores", {"num_samples": len(samples), "hardness": "el2n"}, part=pa.table(predicted))
+    table = pa.table(predicted).sort_by("sample_id")
+    firsts = [(shard, min(r for s, r, *_ in samples if s == shard)) for shard in sorted({s for s, *_ in samples})]
+    firsts.insert(1, (firsts[0][0], 4))  # a shard in two pieces
+    begins = np.searchsorted(table["sample_id"], [sample_id(*first) for first in firsts]).tolist()
+    parts = {
+        f"{schema.piece_name(*first)}-0123": table.slice(begin, end - begin)
+        for first, begin, end in zip(firsts, begins, [*begins[1:], len(table)], strict=True)
+    }
+    commit(store, "scores", {"num_samples": len(samples), "hardness": "el2n"}, **parts)
     store.write_json("scores/.cost.json", {"seconds": 12.5})
     write_input(folder, samples)
     ispl = {"scheme": "linear", "threshold": 2.5, "second_threshold": 1.25, "diversity_step": 2.5}
@@ -299,6 +307,40 @@ def test_noise_is_shown_though_the_subset_has_none_of_it(page: Page, tmp_path: P
     again = Page(Path(store.path("report.html")).read_text())
     assert [attributes["src"] for name, attributes in again.elements if name == "img"] == [*pictures[:-2], pictures[-1]]
     assert [text for _, text in again.texts].count("no preview") == 1
+
+
+def test_only_scores_of_what_is_shown_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store, _ = make_run(tmp_path / "run")
+    opened = []
+    open_file = pq.ParquetFile
+
+    def recording(path: str, **options: Any) -> pq.ParquetFile:
+        opened.append(path.rpartition("/")[2])
+        return open_file(path, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", recording)
+    names = dict(enumerate(CLASS_NAMES))
+    assert report._predicted(store, {sample_id(0, 5), sample_id(0, 4)}, names) == {
+        sample_id(0, 5): "cat",
+        sample_id(0, 4): SCRIPT,
+    }
+    assert opened == ["part-000000-0000000004-0123.parquet"]
+    assert report._predicted(store, {sample_id(1, 4), sample_id(0, 0)}, {}) == {
+        sample_id(1, 4): "class 0",
+        sample_id(0, 0): "class 0",
+    }
+
+
+def test_a_run_that_an_earlier_version_began_has_a_report(tmp_path: Path):
+    store, facts = make_run(tmp_path / "run")
+    config = store.read_json(CONFIG)
+    assert config is not None
+    del config["scores_from"]
+    store.write_json(CONFIG, config)
+    for path in store.files("scores"):
+        pq.write_table(pq.read_table(path).drop(["predicted"]), path)
+    page = Page(written(store, facts))
+    assert ["<b>0</b>:5", SCRIPT, "", "1.300"] in page.rows
 
 
 def test_without_noise_nothing_is_said_of_it(tmp_path: Path):

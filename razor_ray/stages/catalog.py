@@ -69,6 +69,7 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
     groups = [tuple(range(start, min(start + per_task, num_shards))) for start in range(0, num_shards, per_task)]
     facts: list[sources.ShardFacts | None] = [None] * num_shards
     refused: dict[int, sources.InputError] = {}
+    num_seen = 0
     with stage("catalog", num_shards, "shards") as progress:
         for index, group in run_tasks(_inspect, ((source, g, config) for g in groups), name="catalog"):
             for shard, fact in zip(groups[index], group, strict=True):
@@ -77,10 +78,11 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
                 else:
                     facts[shard] = fact
             progress.advance(len(group))
+            num_seen += len(group)
             if len(refused) >= _MOST_REFUSED:
                 break  # what is wrong may be wrong of all
         if refused:
-            raise _refusal(source, refused)
+            raise _refusal(source, refused, num_seen)
         found = [fact for fact in facts if fact is not None]
         catalog = _assemble(source, config, found, like)
         progress.note = f"{catalog.num_samples:,} samples of {len(catalog.class_names)} classes"
@@ -171,7 +173,7 @@ def _inspect(
     return found
 
 
-def _refusal(source: sources.Source, refused: dict[int, sources.InputError]) -> sources.InputError:
+def _refusal(source: sources.Source, refused: dict[int, sources.InputError], num_seen: int) -> sources.InputError:
     """One error of all shards that cannot be used, so that they can be mended at once."""
     alike: dict[str, list[int]] = {}
     for shard in sorted(refused):
@@ -180,8 +182,8 @@ def _refusal(source: sources.Source, refused: dict[int, sources.InputError]) -> 
     for first, *others in alike.values():
         likewise = f" Likewise {', '.join(source.paths[shard] for shard in others)}." if others else ""
         lines.append(f"{refused[first]}{likewise}")
-    if len(refused) >= _MOST_REFUSED:
-        lines.append(f"After {len(refused)} such shards no others were looked at.")
+    if num_seen < len(source.paths):
+        lines.append(f"That is of {num_seen} shards of {len(source.paths)}: no others were looked at.")
     return sources.InputError("\n".join(lines))
 
 

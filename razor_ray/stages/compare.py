@@ -1,7 +1,8 @@
 """scores -> compare.parquet: what several methods keep, trained on side by side, as tasks over one set of scores.
 
 A cell is one training. Cells share nothing but the images and scores, which lie in the object store once. Each is
-written when it ends, and its state about once a minute until then, so that an interrupted comparison loses little.
+written when it ends, and its state at the end of a pass over its images when a minute has gone since the last, so that
+an interrupted comparison loses little.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
+import razor_ray
 from razor_ray import charts, comparison, images, manifest, model, schema, training, weights
 from razor_ray.baselines import METHODS
 from razor_ray.comparison import ALL
@@ -148,6 +150,8 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     done = _done(store)
     missing = [cell for cell in cells(config) if cell not in done]
     samples, sample_id = read_samples(run, config.hardness)
+    # Before anything is trained, since it may be refused.
+    stability = {uri: _stability(run, samples, sample_id, RunStore(uri)) for uri in config.other_runs}
     if missing:
         _check_methods(config, samples)
         data = _gather(config, samples, sample_id, catalog, held_out)
@@ -172,7 +176,6 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
                 progress.advance(0, note)
                 _write(config, run, _sorted(done), {}, store)
             progress.note = told
-    stability = {uri: _stability(samples, sample_id, RunStore(uri)) for uri in config.other_runs}
     return _write(config, run, _sorted(done), stability, store)
 
 
@@ -187,6 +190,9 @@ def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
 def _done(store: RunStore) -> dict[Cell, dict[str, Any]]:
     """What the folder holds, whoever asked for it: one comparison may be made of several calls."""
     found = store.filesystem.get_file_info(pafs.FileSelector(store.path(_CELLS), allow_not_found=True))
+    for info in found:
+        if info.base_name.startswith("_"):  # whoever wrote it died while it did
+            store.delete(f"{_CELLS}/{info.base_name}")
     names = sorted(info.base_name for info in found if info.base_name[0] != "_")
     rows = [store.read_json(f"{_CELLS}/{name}") for name in names if name.endswith(".json")]
     done = {Cell(row["method"], row["keep_fraction"], row["budget"], row["seed"]): row for row in rows if row}
@@ -345,7 +351,8 @@ def _steps_and_row(
     torch.manual_seed(cell.seed)
     network = model.build(data.arch, data.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     num_steps = _num_steps(config, cell, num_samples)
-    checkpoint = folder.checkpoint(cell, _digest(data, rows, precision, device.type))
+    arithmetic = (precision, device.type, str(threads), torch.__version__, razor_ray.__version__)
+    checkpoint = folder.checkpoint(cell, _digest(data, rows, network, arithmetic))
     steps = training.fit(
         network,
         torch.from_numpy(data.pixels[rows]),
@@ -387,11 +394,16 @@ def _steps_and_row(
     }
 
 
-def _digest(data: Data, rows: NDArray[np.integer], *arithmetic: str) -> str:
-    """Of all that decides a training and that the configuration of the comparison leaves open."""
+def _digest(data: Data, rows: NDArray[np.integer], fresh: torch.nn.Module, arithmetic: tuple[str, ...]) -> str:
+    """Of all that decides a training and that the configuration of the comparison leaves open.
+
+    A cell that is begun again with another number of threads, or by another version, is then trained from its start: it
+    comes out as one that nothing befell.
+    """
     kept = data.samples.take(rows)
     names = json.dumps([data.arch, data.num_classes, data.image_size, *arithmetic])
-    return hashlib.sha256(names.encode() + kept.ids.tobytes() + kept.label.tobytes()).hexdigest()
+    content = (names.encode(), kept.ids.tobytes(), kept.label.tobytes(), model.save_weights(fresh))
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def _num_steps(config: CompareConfig, cell: Cell, num_samples: int) -> int:
@@ -420,7 +432,17 @@ def _chart(lines: list[comparison.Summary]) -> str:
     )
 
 
-def _stability(samples: Samples, sample_id: NDArray[np.int64], other: RunStore) -> dict[str, float]:
+def _stability(run: RunStore, samples: Samples, sample_id: NDArray[np.int64], other: RunStore) -> dict[str, float]:
+    if not other.is_done("scores"):
+        raise ValueError(
+            f"{other.uri} holds no run of prune that has scored its samples. Leave it out of --other-runs."
+        )
+    hashes = [each.commit_facts("proxy")["weights_sha256"] for each in (run, other)]
+    if hashes[0] == hashes[1]:
+        raise ValueError(
+            f"{other.uri} was scored by the same proxy as {run.uri}: that they agree tells nothing. Give runs whose "
+            "proxies were trained with other seeds."
+        )
     table = other.read("scores", ["sample_id", samples.hardness]).sort_by("sample_id")
     if not np.array_equal(table["sample_id"].to_numpy(), sample_id):
         raise ValueError(f"{other.uri} has scored other samples. Give runs over the same input.")

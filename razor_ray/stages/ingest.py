@@ -104,9 +104,9 @@ def decoded_batches(
             yield batch
 
 
-def in_words(catalog: Catalog, place: str, sample_id: int) -> str:
+def in_words(input_format: str, place: str, sample_id: int) -> str:
     """Where a sample is, for a message: the row of its shard, or what the place names, its own file or member."""
-    if catalog.source.format != "parquet":
+    if input_format != "parquet":
         return place
     return f"row {sample_id & (2**schema.ROW_BITS - 1):,} of {place}"
 
@@ -119,7 +119,7 @@ def why_unusable(catalog: Catalog, sample_id: int, size: int) -> str:
             for batch in decoded_batches(catalog, piece, size, _ROWS_TO_EXPLAIN):
                 for identity, place, reason in zip(batch.sample_id.tolist(), batch.place, batch.reasons, strict=True):
                     if identity == sample_id:
-                        return f"{in_words(catalog, place, sample_id)}: {reason}"
+                        return f"{in_words(catalog.source.format, place, sample_id)}: {reason}"
     raise AssertionError(f"the input has no sample {sample_id}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -12,11 +13,11 @@ import pyarrow.fs as pafs
 from razor_ray import model, schema, sources
 from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, ScoreConfig, WeighConfig, from_dict
 from razor_ray.progress import say, stage
-from razor_ray.run_store import CONFIG, RunStore
+from razor_ray.run_store import CONFIG, RunStore, aside
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages.score import hardness_column
+from razor_ray.stages.score import check_quarantine, hardness_column
 
-Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig)
+Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig, WeighConfig)
 
 _COPIES_AT_ONCE = 16
 _QUOTA_ALONE = ("quota", "class_floor")
@@ -42,24 +43,22 @@ def settings(config: PruneConfig) -> PruneConfig:
     begun = store.read_json(CONFIG)
     if begun is None or not all(store.is_done(name) for name in ("proxy", "quarantine", "scores")):
         raise ValueError(
-            f"{config.scores_from} holds no run of prune that has scored its samples. Name its folder by --scores-from."
+            f"{config.scores_from} holds no run of prune that has scored its samples. Name the folder of one by "
+            "--scores-from; one that took its scores from there will do."
         )
     made = from_dict(PruneConfig, begun)
     settling = _Settling()
-    chosen = ("hardness",) if config.score.hardness != ScoreConfig().hardness else ()
     settled = dataclasses.replace(
         config,
         input=settling.all_of("input.", config.input, made.input, InputConfig(path=made.input.path), own=("path",)),
         proxy=settling.all_of("proxy.", config.proxy, made.proxy, ProxyConfig()),
-        score=settling.all_of("score.", config.score, made.score, ScoreConfig(), own=("num_workers", *chosen)),
+        score=settling.all_of("score.", config.score, made.score, ScoreConfig(), own=("num_workers", "hardness")),
         rounds=settling.one("rounds", config.rounds, made.rounds, 1),
         keep_round_losses=settling.one("keep_round_losses", config.keep_round_losses, made.keep_round_losses, False),
     )
     if made.rounds > 1:  # in which the proxy learned by these
-        for field in dataclasses.fields(WeighConfig):
-            if field.name not in _QUOTA_ALONE:
-                there = getattr(made.weigh, field.name)
-                settling.one(f"weigh.{field.name}", getattr(config.weigh, field.name), there, there)
+        weigh = settling.all_of("weigh.", config.weigh, made.weigh, WeighConfig(), own=_QUOTA_ALONE)
+        settled = dataclasses.replace(settled, weigh=weigh)
     if settling.wrong:
         raise ValueError(
             f"the scores of {config.scores_from} were made otherwise ({'; '.join(settling.wrong)}). Leave these "
@@ -113,14 +112,15 @@ def check_input(catalog: catalogs.Catalog, earlier: RunStore) -> None:
         )
 
 
-def take_proxy(earlier: RunStore, store: RunStore) -> None:
+def take_proxy(catalog: catalogs.Catalog, earlier: RunStore, store: RunStore) -> None:
     """Commit the other run's proxy as this one's stage `proxy`.
 
     Raises
     ------
     ValueError
-        If its weights are not those that scored.
+        If its weights are not those that scored, or the input is another.
     """
+    check_input(catalog, earlier)  # it may be another run now than when this one began
     facts = earlier.commit_facts("proxy")
     content = model.read_file(earlier.filesystem, earlier.path("proxy", "model.safetensors"))
     if model.weights_hash(content) != facts["weights_sha256"]:
@@ -130,25 +130,34 @@ def take_proxy(earlier: RunStore, store: RunStore) -> None:
     store.seal("proxy", facts)
 
 
-def take_scores(earlier: RunStore, store: RunStore, config: ScoreConfig) -> None:
+def take_scores(catalog: catalogs.Catalog, earlier: RunStore, store: RunStore, config: PruneConfig) -> None:
     """Copy the other run's scores and quarantine, and commit them as the stages `quarantine` and `scores`.
 
     Raises
     ------
+    QuarantineError
+        If more samples are in that quarantine than `config` allows.
+    ValueError
+        If they are not of the proxy that was taken, or the input is another.
     OSError
         If the disk is full, or files of that run have gone.
     """
-    trained = earlier.commit_facts("proxy")["trained"]
+    check_input(catalog, earlier)
+    proxy = earlier.commit_facts("proxy")
+    if proxy["weights_sha256"] != store.commit_facts("proxy")["weights_sha256"]:
+        raise ValueError(f"{earlier.uri} has another proxy than when this run began. Choose another --output.")
+    reasons = Counter(earlier.commit_facts("quarantine")["reasons"])
+    check_quarantine(reasons, catalog.num_samples, config.max_quarantine_fraction)
     facts = earlier.commit_facts("scores")
-    facts["hardness"] = hardness_column(config, schema.DYNAMICS_NAMES if trained else ())
+    facts["hardness"] = hardness_column(config.score, schema.DYNAMICS_NAMES if proxy["trained"] else ())
     folders = {name: store.begin(name) for name in ("scores", "quarantine")}
     with stage("score", facts["num_samples"]) as progress:
         for name in ("quarantine", "scores"):
             files = earlier.files(name)
 
             def copy(path: str, folder: str = folders[name]) -> None:
-                target = f"{folder}/{path.rpartition('/')[2]}"
-                pafs.copy_files(path, target, earlier.filesystem, store.filesystem)
+                with aside(store.filesystem, f"{folder}/{path.rpartition('/')[2]}") as target:
+                    pafs.copy_files(path, target, earlier.filesystem, store.filesystem)
 
             with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
                 for _ in pool.map(copy, files):

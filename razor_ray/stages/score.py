@@ -91,7 +91,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     scored = store.finished("scores") & names.keys()  # an actor of another plan's may still be at work
     # Not those of pieces that were not finished: what is to be quarantined of them is found again.
     folders["quarantine"] = store.begin("quarantine", keep=scored)
-    reasons, examples = _count_reasons(store, folders["quarantine"])
+    reasons, examples = _count_reasons(catalog.source.format, store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
     with stage("score", catalog.num_samples) as progress:
@@ -134,7 +134,7 @@ def check_resources(config: ScoreConfig, device: str) -> None:
 
 def file_name(piece: sources.Piece, plan_hash: str) -> str:
     """Of a piece's files in `scores/` and `quarantine/`."""
-    return f"part-{piece.shard_id:06d}-{piece.first_row:010d}-{plan_hash}.parquet"
+    return f"{schema.piece_name(piece.shard_id, piece.first_row)}-{plan_hash}.parquet"
 
 
 def _plan_hash(catalog: Catalog, proxy: Proxy, resources: Resources, pieces: list[sources.Piece]) -> str:
@@ -204,11 +204,11 @@ def _asked(resources: Resources, num_pieces: int) -> str:
     return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"
 
 
-def _count_reasons(store: RunStore, folder: str) -> tuple[Counter[str], dict[str, str]]:
+def _count_reasons(input_format: str, store: RunStore, folder: str) -> tuple[Counter[str], dict[str, str]]:
     """Reasons of what lies in a quarantine's folder, and an example of each."""
     files = [f"{folder}/{name}" for name in sorted(store.finished("quarantine"))]
     groups = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
-    calls = ((store.filesystem, group) for group in groups)
+    calls = ((input_format, store.filesystem, group) for group in groups)
     counted: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for _, (of_group, examples_of_group) in runtime.run_tasks(_reasons_in, calls, name="count reasons"):
@@ -217,21 +217,28 @@ def _count_reasons(store: RunStore, folder: str) -> tuple[Counter[str], dict[str
     return counted, examples
 
 
-def _reasons_in(filesystem: pafs.FileSystem, files: list[str]) -> tuple[Counter[str], dict[str, str]]:
+def _reasons_in(
+    input_format: str, filesystem: pafs.FileSystem, files: list[str]
+) -> tuple[Counter[str], dict[str, str]]:
     found: Counter[str] = Counter()
     examples = {}
     for file in files:
-        table = pq.read_table(file, columns=["reason", "path"], filesystem=filesystem)
-        found.update(table["reason"].to_pylist())
-        examples |= zip(table["reason"].to_pylist(), table["path"].to_pylist(), strict=True)
+        for row in pq.read_table(file, filesystem=filesystem).to_pylist():
+            found[row["reason"]] += 1
+            examples[row["reason"]] = ingest.in_words(input_format, row["path"], row["sample_id"])
     return found, examples
+
+
+def is_too_many(reasons: Counter[str], num_samples: int, max_fraction: float) -> bool:
+    """Whether more samples of the input are unusable than may be."""
+    return reasons.total() > max_fraction * num_samples
 
 
 def check_quarantine(
     reasons: Counter[str], num_samples: int, max_fraction: float, examples: Mapping[str, str] | None = None
 ) -> None:
     """Raise QuarantineError if too many samples of the input were unusable; it says where one of each reason is."""
-    if reasons.total() > max_fraction * num_samples:
+    if is_too_many(reasons, num_samples, max_fraction):
         of = examples or {}
         counted = "; ".join(
             f"{count} {reason}{f', such as {of[reason]}' if reason in of else ''}"
@@ -344,7 +351,9 @@ class Scorer:
             write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(bad))
         write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)  # last: it says that the piece is done
         counts = Counter(reason for _, _, reason in bad)
-        examples = {reason: ingest.in_words(self.catalog, place, identity) for identity, place, reason in bad}
+        examples = {
+            reason: ingest.in_words(self.catalog.source.format, place, identity) for identity, place, reason in bad
+        }
         return {
             "num_rows": piece.num_rows,
             "num_scored": scored.num_rows,

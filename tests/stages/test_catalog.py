@@ -97,4 +97,11 @@ def test_what_is_wrong_of_all_shards_is_told_once(tmp_path, digits, monkeypatch)
     told, end = str(refused.value).splitlines()
     assert told.count("has no column 'class'") == 1
     assert told.count(".parquet") == 10
-    assert end == "After 10 such shards no others were looked at."
+    assert end == "That is of 10 shards of 40: no others were looked at."
+    for shard in range(12, 40):
+        (tmp_path / f"train-{shard:05d}.parquet").unlink()
+    monkeypatch.setattr(catalogs, "_SHARDS_PER_TASK", 12)
+    with pytest.raises(sources.InputError) as refused:
+        catalogs.build(InputConfig(path=str(tmp_path), label_column="class"))
+    assert str(refused.value).count(".parquet") == 12
+    assert "looked at" not in str(refused.value)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -133,9 +134,9 @@ def test_a_cell_that_is_begun_again_goes_on(run, tmp_path, monkeypatch):
     step = training.Trainer.step
     monkeypatch.setattr(training.Trainer, "step", lambda self, *rest: made.append(0) or step(self, *rest))
 
-    def attempt(cell=cell, config=config):
+    def attempt(cell=cell, config=config, threads=1):
         made.clear()
-        *told, row = comparing._train_cell(cell, config, data, folder, 1)
+        *told, row = comparing._train_cell(cell, config, data, folder, threads)
         assert [steps.count for steps in told] == [10, 10, 10, 10]  # whoever made them
         return len(made), [steps.is_earlier for steps in told], untimed(row), row["seconds"]
 
@@ -164,9 +165,49 @@ def test_a_cell_that_is_begun_again_goes_on(run, tmp_path, monkeypatch):
     path.write_bytes(state)
     assert attempt(config=replace(config, precision="bf16"))[0] == 40
     path.write_bytes(state)
+    assert attempt(threads=2)[0] == 40
+    path.write_bytes(state)
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing.model, "build", lambda arch, num_classes: model.ResNet9(num_classes, width=2))
+        made.clear()
+        assert len(list(comparing._train_cell(cell, config, data, folder, 1))) == 5
+        assert len(made) == 40  # the name is the same, the network is not
+    path.write_bytes(state)
     other = replace(cell, seed=1)
     path.rename(tmp_path / "cells" / f"{other.name}.pt")
     assert attempt(cell=other)[0] == 40
+
+
+def test_a_comparison_that_is_stopped_goes_on(run, tmp_path, capfd, monkeypatch):
+    options = ["--epochs", "20", "--keep-fractions", "0.2", "--methods", "razor", "--seeds", "0", "--no-train-on-all"]
+    arguments = ["compare", "--run", f"{run}/run", "--eval", f"{run}/test", *options]
+    assert main([*arguments, "--output", f"{tmp_path}/whole"]) == 0
+    monkeypatch.setattr(comparing, "_SECONDS_BETWEEN_STATES", 0.0)
+    train_cells = comparing._train_cells
+    signs = []
+
+    def stopped(*arguments):
+        for cell, found in train_cells(*arguments):
+            yield cell, found
+            signs.append(found)
+            if len(signs) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_train_cells", stopped)
+    arguments += ["--output", f"{tmp_path}/out"]
+    assert main(arguments) == 130
+    cells = tmp_path / "out" / "cells"
+    assert [path.name for path in cells.iterdir() if path.name[0] != "_"] == ["razor-0.2-epochs-0.pt"]
+    (cells / "_razor-0.2-epochs-0.pt.0123456789ab").touch()  # of a worker that was killed while it wrote
+    assert main(arguments) == 0
+    *steps, row = signs[3:]
+    assert [found.count for found in steps] == [10, 10, 10, 10]
+    assert steps[0].is_earlier
+    found, expected = (
+        json.loads((tmp_path / of / "cells" / "razor-0.2-epochs-0.json").read_text()) for of in ("out", "whole")
+    )
+    assert untimed(found) == untimed(expected) == untimed(row)
+    assert [path.name for path in cells.iterdir()] == ["razor-0.2-epochs-0.json"]
 
 
 def test_a_node_that_does_not_see_the_output_trains_nothing(run, tmp_path):
@@ -242,8 +283,14 @@ def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):
 
 
 def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
-    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--other-runs", f"{run}/run"]
+    shutil.copytree(run / "run", tmp_path / "same")
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--other-runs", f"{tmp_path}/same"]
     options = ["--epochs", "1", "--keep-fractions", "0.5", "--methods", "random", "--seeds", "0", "--no-train-on-all"]
+    assert main(["compare", *paths, *options]) == 2
+    assert f"{tmp_path}/same was scored by the same proxy as {run}/run" in capfd.readouterr().err
+    assert not (tmp_path / "out" / "cells").exists()  # before anything was trained
+    commit = tmp_path / "same" / "proxy" / ".commit.json"  # the same scores, as if of another proxy
+    commit.write_text(commit.read_text().replace('"weights_sha256": "', '"weights_sha256": "other'))
     assert main(["compare", *paths, *options]) == 0
     assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == ["random-0.5-epochs-0.json"]
     row = json.loads((tmp_path / "out" / "cells" / "random-0.5-epochs-0.json").read_text())
