@@ -1,38 +1,27 @@
 """report.html: what a run chose and why, as one page that opens anywhere.
 
 The page is self-contained: its style, charts (SVG) and pictures (data: URIs) are inside, and it loads nothing. It is
-a function of the run's folder and of its input, without a date, so the same run gives the same bytes. The selection is
-streamed and only counted; the images that are read are the few that are shown, the kept ones from the subset, those
-that were set aside from the input.
+a function of the run's folder and of its input, without a date, so the same run gives the same bytes.
 """
 
 from __future__ import annotations
 
 import base64
-import bisect
 import io
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
-from razor_ray import charts, images, parquet_shards, schema, sources
+from razor_ray import charts, images, sources, survey
 from razor_ray.config import InputConfig
 from razor_ray.headers import ImageError
 from razor_ray.markup import Html, percent, tag
-from razor_ray.progress import sign_of_life
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
 
 REPORT = "report.html"
 
-_BATCH_ROWS = 65_536
 _GALLERY_SIDE = 12  # pictures of the hardest kept, of the easiest, and of the hardest that were set aside
 _THUMBNAIL_PIXELS = 112
 _MAX_IMAGE_BYTES = 9 * 2**10  # 36 of them in base64 are 432 KiB
@@ -80,21 +69,23 @@ def write(store: RunStore, manifest: dict[str, Any], source: sources.Source, giv
     weight = store.read("weights", ["label", "class_weight"])
     class_weight = dict(zip(weight["label"].to_pylist(), weight["class_weight"].to_pylist(), strict=True))
     name_of = {row["label"]: row["name"] for row in manifest["classes"]}
-    survey = _survey(store)
-    shown = [*survey.hardest_kept, *survey.easiest_kept]
-    pictures = _read_images(store, [sample["sample_id"] for sample in shown])
-    noise = survey.hardest_noise
-    seen = _predicted(store, {sample["sample_id"] for sample in noise}, name_of)
-    noise_pictures = _read_input(source, given, [sample["sample_id"] for sample in noise[:_GALLERY_SIDE]])
+    found = survey.look(store, _GALLERY_SIDE, _NUM_LISTED)
+    shown = [sample["sample_id"] for sample in (*found.hardest_kept, *found.easiest_kept)]
+    noise = found.hardest_noise
     sections = [
         _header(manifest),
         _counts(manifest),
-        _hardness(survey.histogram, manifest),
-        _gallery(survey, name_of, pictures),
+        _hardness(found.histogram, manifest),
+        _gallery(found, name_of, survey.read_kept(store, shown)),
         _reasons(manifest),
-        _set_aside(noise, name_of, seen, noise_pictures),
+        _set_aside(
+            noise,
+            name_of,
+            survey.predicted_names(store, {sample["sample_id"] for sample in noise}, name_of),
+            survey.read_input(source, given, [sample["sample_id"] for sample in noise[:_GALLERY_SIDE]]),
+        ),
         _classes(manifest["classes"], class_weight),
-        _quarantine(manifest, _first_quarantined(store)),
+        _quarantine(manifest, survey.first_quarantined(store, _NUM_LISTED)),
         _configuration(manifest, config),
         _seconds(manifest["seconds"]),
         _next_steps(store.uri, manifest["counts"]["quarantined"]),
@@ -103,114 +94,7 @@ def write(store: RunStore, manifest: dict[str, Any], source: sources.Source, giv
     store.write_bytes(REPORT, _page(_summary(manifest), sections).encode(errors="replace"))
 
 
-# --- what is read -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """What the report tells of the selection; the lists hold the columns of `_SAMPLE`."""
-
-    histogram: charts.Histogram
-    hardest_kept: list[dict[str, Any]]
-    easiest_kept: list[dict[str, Any]]
-    hardest_noise: list[dict[str, Any]]
-
-
-_SAMPLE = pa.schema([schema.SELECTION.field(name) for name in ("sample_id", "key", "label", "hardness")])
-
-
-def _survey(store: RunStore) -> _Survey:
-    hardness = (batch["hardness"].to_numpy() for batch in _selection(store, ["hardness"]))
-    ranges = [(values.min(), values.max()) for values in hardness]
-    edges = charts.histogram_edges(float(np.min(ranges)), float(np.max(ranges)))
-    counts = np.zeros((2, len(edges) - 1), np.int64)
-    hardest_kept = easiest_kept = hardest_noise = _SAMPLE.empty_table()
-    for batch in _selection(store, [*_SAMPLE.names, "keep", "reason"]):
-        keep = batch["keep"].to_numpy(zero_copy_only=False)
-        counts += charts.hardness_histogram(batch["hardness"].to_numpy(), keep, edges)
-        kept = batch.filter(pc.field("keep")).select(_SAMPLE.names)
-        noise = batch.filter(pc.field("reason").cast(pa.string()) == "noise").select(_SAMPLE.names)
-        hardest_kept = _extreme([hardest_kept, kept], "descending", _GALLERY_SIDE)
-        # Twice as many, since a small subset's easiest are also among its hardest, and are shown once.
-        easiest_kept = _extreme([easiest_kept, kept], "ascending", 2 * _GALLERY_SIDE)
-        hardest_noise = _extreme([hardest_noise, noise], "descending", _NUM_LISTED)
-    hardest = hardest_kept.to_pylist()
-    easiest = [sample for sample in easiest_kept.to_pylist() if sample not in hardest][:_GALLERY_SIDE]
-    return _Survey(charts.Histogram(edges, counts), hardest, easiest, hardest_noise.to_pylist())
-
-
-def _selection(store: RunStore, columns: list[str]) -> Iterator[pa.Table]:
-    """The selection in batches, so that memory does not grow with a file."""
-    for path in store.files("selection"):
-        with pq.ParquetFile(path, filesystem=store.filesystem) as file:
-            for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                sign_of_life()
-                yield pa.Table.from_batches([batch]).combine_chunks()
-
-
-def _extreme(tables: list[pa.Table], order: str, count: int) -> pa.Table:
-    """The hardest or easiest rows; equal ones by sample_id, so that the order of files and batches does not tell."""
-    ordered = pa.concat_tables(tables).sort_by([("hardness", order), ("sample_id", "ascending")])
-    return ordered.slice(0, count)
-
-
-def _first_quarantined(store: RunStore) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for path in store.files("quarantine"):
-        with pq.ParquetFile(path, filesystem=store.filesystem) as file:
-            for batch in file.iter_batches(_NUM_LISTED):
-                found += batch.to_pylist()
-                if len(found) >= _NUM_LISTED:
-                    return found[:_NUM_LISTED]
-    return found
-
-
-def _read_images(store: RunStore, sample_id: list[int]) -> dict[int, bytes | None]:
-    """The encoded images of some kept samples; of each file only the row groups that hold one are read."""
-    found: dict[int, bytes | None] = {}
-    for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
-        wanted = [identity for identity in sample_id if identity >> schema.ROW_BITS == shard]
-        # The subset has a file per shard, with samples in order of their identity.
-        with pq.ParquetFile(store.path("subset", f"part-{shard:05d}.parquet"), filesystem=store.filesystem) as file:
-            column = file.schema_arrow.names.index("sample_id")
-            for group in range(file.num_row_groups):
-                limits = file.metadata.row_group(group).column(column).statistics
-                if any(limits.min <= identity <= limits.max for identity in wanted):
-                    table = file.read_row_group(group, columns=["sample_id", "image"])
-                    table = table.filter(pc.field("sample_id").isin(wanted))
-                    content = parquet_shards.image_bytes(table["image"])
-                    found |= zip(table["sample_id"].to_pylist(), content, strict=True)
-    return found
-
-
-def _read_input(source: sources.Source, given: InputConfig, sample_id: list[int]) -> dict[int, bytes | None]:
-    """The encoded images of some samples that the subset does not hold; without those that cannot be read any more."""
-    found: dict[int, bytes | None] = {}
-    for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
-        wanted = np.sort([identity for identity in sample_id if identity >> schema.ROW_BITS == shard])
-        with suppress(OSError, ValueError):  # the run is finished: a picture is no reason to fail
-            sign_of_life()
-            parts = sources.read_images(source, shard, schema.rows(wanted), given)
-            content = [image for part in parts for image in part["image"].to_pylist()]
-            found |= zip(wanted.tolist(), content, strict=True)
-    return found
-
-
-def _predicted(store: RunStore, sample_id: set[int], name_of: dict[int, str]) -> dict[int, str]:
-    """Names of the classes that the proxy takes some samples for."""
-    found: dict[int, str] = {}
-    files = store.files("scores")  # in the order of the samples; a sample is in the last that begins before it
-    names = [path.rpartition("/")[2] for path in files]
-    places = [schema.piece_name(*divmod(identity, 2**schema.ROW_BITS)) for identity in sample_id]
-    for at in sorted({bisect.bisect(names, f"{place}~") - 1 for place in places}):
-        with pq.ParquetFile(files[at], filesystem=store.filesystem) as file:
-            if "predicted" not in file.schema_arrow.names:
-                continue  # taken from a run of an earlier version
-            table = file.read(columns=["sample_id", "predicted"])
-        table = table.filter(pc.field("sample_id").isin(sorted(sample_id)))
-        predicted = [name_of.get(label, f"class {label}") for label in table["predicted"].to_pylist()]
-        found |= zip(table["sample_id"].to_pylist(), predicted, strict=True)
-    return found
+# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def image_format(encoded: bytes) -> str | None:
@@ -298,15 +182,15 @@ def _hardness(histogram: charts.Histogram, manifest: dict[str, Any]) -> Html:
     )
 
 
-def _gallery(survey: _Survey, name_of: dict[int, str], pictures: dict[int, bytes | None]) -> Html:
+def _gallery(found: survey.Survey, name_of: dict[int, str], pictures: dict[int, bytes | None]) -> Html:
     def row(title: str, samples: list[dict[str, Any]]) -> Html:
         figures = [_figure(sample, name_of[sample["label"]], pictures) for sample in samples]
         return tag("div", tag("h3", title), tag("div", *figures, class_="gallery")) if samples else Html("")
 
     return _section(
         "A look at what was kept",
-        row("The hardest that were kept", survey.hardest_kept),
-        row("The easiest that were kept", survey.easiest_kept),
+        row("The hardest that were kept", found.hardest_kept),
+        row("The easiest that were kept", found.easiest_kept),
         tag("p", "Large images are shown as thumbnails of their centre.", class_="quiet"),
     )
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from razor_ray import config as configuration
-from razor_ray import manifest, report, sampling, schema, sources
+from razor_ray import manifest, report, sampling, schema, sources, survey
 from razor_ray.config import InputConfig, PruneConfig
 from razor_ray.run_store import CONFIG, RunStore
 
@@ -320,12 +320,12 @@ def test_only_scores_of_what_is_shown_are_read(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(pq, "ParquetFile", recording)
     names = dict(enumerate(CLASS_NAMES))
-    assert report._predicted(store, {sample_id(0, 5), sample_id(0, 4)}, names) == {
+    assert survey.predicted_names(store, {sample_id(0, 5), sample_id(0, 4)}, names) == {
         sample_id(0, 5): "cat",
         sample_id(0, 4): SCRIPT,
     }
     assert opened == ["part-000000-0000000004-0123.parquet"]
-    assert report._predicted(store, {sample_id(1, 4), sample_id(0, 0)}, {}) == {
+    assert survey.predicted_names(store, {sample_id(1, 4), sample_id(0, 0)}, {}) == {
         sample_id(1, 4): "class 0",
         sample_id(0, 0): "class 0",
     }
@@ -460,7 +460,7 @@ def test_only_needed_row_groups_are_read(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", recording)
     # Shard 1 keeps rows 0, 2 and 5, in row groups of two.
-    assert report._read_images(store, [sample_id(1, 5)]) == {sample_id(1, 5): image(200)}
+    assert survey.read_kept(store, [sample_id(1, 5)]) == {sample_id(1, 5): image(200)}
     assert groups == [1]
 
 
