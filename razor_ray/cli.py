@@ -29,7 +29,7 @@ from razor_ray.shards import told_of
 _USAGE = """usage: razor-ray <verb> [options]
 
   prune    choose a subset of labelled images and write it as Parquet
-  train    train a network on a subset, or on any labelled images in Parquet
+  train    train a network on a subset, or on any labelled images
   compare  train on what several methods keep of a pruned dataset, and compare them
 
 razor-ray <verb> --help lists the options of a verb."""
@@ -43,7 +43,7 @@ class ClusterOptions:
     """Submit to the Ray cluster whose dashboard is here, such as http://head:8265, and follow its log. Paths of the
     input and output must then be visible from the cluster. Without it the run happens here."""
     working_dir: str | None = None
-    """With --address: ship this folder to the cluster, for example a checkout of razor_ray or code for --model.arch."""
+    """With --address: ship this folder to the cluster, for example a checkout of razor_ray or code for a network."""
     max_restarts: int = 0
     """With --address: submit the job again, up to so often, when it failed. It goes on from what is finished; a request
     that was refused is not repeated. Whoever follows the job does this: it ends with this command."""

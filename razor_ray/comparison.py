@@ -103,17 +103,22 @@ def verdict(lines: Sequence[Summary]) -> str:
     >>> verdict([line("a", 0.8, 0.01), line("b", 0.7, 0.01)])
     'a is the best.'
     >>> verdict([line("a", 0.8, 0.01), line("b", 0.79, 0.01), line("c", 0.1, 0.0)])
-    'a and b cannot be told apart, and are above the others.'
+    'a has the highest mean; b cannot be told from it; it is above c.'
     """
     if len(lines) == 1:
         return "There is nothing to compare with."
     if not all(math.isfinite(line.accuracy.error) for line in lines):
         return "One seed each: no method can be told from another."
-    level = level_with_best(lines)
-    if len(level) == 1:
-        return f"{level[0]} is the best."
-    names = f"{', '.join(level[:-1])} and {level[-1]}"
-    return f"{names} cannot be told apart{', and are above the others' if len(level) < len(lines) else ''}."
+    best, *level = level_with_best(lines)
+    # Of the others it is said only that they are below the best: a wide interval that reaches it may reach them too.
+    below = [line.method for line in lines if line.method not in (best, *level)]
+    if level:
+        above = f"; it is above {_listed(below)}" if below else ""
+        found = f"{best} has the highest mean; {_listed(level)} cannot be told from it{above}."
+    else:
+        found = f"{best} is the best."
+    num_seeds = min(line.accuracy.num_seeds for line in lines)
+    return f"{found} Two seeds tell little of how seeds differ." if num_seeds == 2 else found
 
 
 def break_even(cost_epochs: float, epochs: float, keep_fraction: float) -> float:
@@ -172,7 +177,12 @@ def rank_stability(
 
 
 def markdown(
-    lines: Sequence[Summary], *, cost_epochs: float, epochs: int, stability: dict[str, dict[str, float]]
+    lines: Sequence[Summary],
+    *,
+    cost_epochs: float,
+    epochs: int,
+    stability: dict[str, dict[str, float]],
+    num_missing: int = 0,
 ) -> str:
     """The comparison as a Markdown document.
 
@@ -186,8 +196,12 @@ def markdown(
         Of a training.
     stability : dict
         `rank_stability` by the name of the other run.
+    num_missing : int
+        Trainings that were asked for and have not ended.
     """
     parts = ["# Comparison\n"]
+    if num_missing:
+        parts.append(f"Not complete: {num_missing:,} trainings are missing. The same command goes on with them.\n")
     whole = [line for line in lines if line.method == ALL]
     if whole:
         accuracy = whole[0].accuracy
@@ -205,9 +219,9 @@ def markdown(
             parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
         even = break_even(cost_epochs, epochs, fraction) if budget == "epochs" else math.inf
         saved = (
-            f" In time alone, scoring has paid for itself after {even:.1f} trainings."
+            f" Counted in epochs, scoring has paid for itself after {even:.1f} trainings."
             if math.isfinite(even)
-            else " Equal steps save no time."
+            else " Equal steps save nothing."
         )
         parts.append(f"\n{verdict(chosen)}{saved}\n")
     parts.append(
@@ -218,6 +232,10 @@ def markdown(
     if stability:
         names = list(next(iter(stability.values())))
         parts.append("## Stability of the ranks\n")
+        parts.append(
+            "How far another proxy agrees on which samples are hard: Spearman's rank correlation (by chance 0), and of "
+            "the hardest 10 % the share that is among its hardest 10 % (by chance 0.1), and so on.\n"
+        )
         parts.append(f"| run with another seed | {' | '.join(names)} |")
         parts.append(f"|---|{'---|' * len(names)}")
         parts += [
@@ -225,6 +243,15 @@ def markdown(
         ]
         parts.append("")
     return "\n".join(parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> _listed(["a"]), _listed(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _seeds(accuracy: Estimate) -> str:

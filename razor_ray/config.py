@@ -234,8 +234,8 @@ class PruneConfig:
     keep_fraction: float
     """Fraction of the samples to keep, in (0, 1]."""
     scores_from: str = ""
-    """Folder of a finished run over the same input, whose proxy and scores are taken: for another keep fraction, seed
-    or way to choose, without scoring again. What made them is then as it was in that run."""
+    """Folder of a finished run over the same input, in the same format and shards, whose proxy and scores are taken:
+    for another keep fraction, seed or way to choose, without scoring again. What made them is as it was in that run."""
     seed: int = 0
     """Of every random choice."""
     rounds: int = 1
@@ -327,7 +327,7 @@ class TrainConfig(LearningConfig):
     input: InputConfig
     """Images to train on: RUN/subset, or the whole dataset."""
     output: str
-    """Folder for the checkpoint and metrics.jsonl. The same command resumes it."""
+    """Folder; the network and metrics.jsonl are in its train/. The same command resumes it."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Held-out images, measured after every epoch."""
     use_weights: bool = False
@@ -369,7 +369,8 @@ class CompareConfig(LearningConfig):
     """Held-out images. Without them a tenth of the input is set aside before anything is chosen, and measured on:
     settings must not be chosen by test images."""
     methods: tuple[str, ...] = ("razor", "random_balanced", "ccs", "dual", "hardest")
-    """See `razor_ray.baselines.METHODS`."""
+    """Of razor, random, random_balanced, hardest, ccs, ccs_per_class, moderate, dual, dual_per_class, dyn_unc and
+    forgetting."""
     keep_fractions: tuple[float, ...] = (0.1, 0.3, 0.5)
     """Budgets."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -61,6 +61,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         "ispl": facts["weights"]["ispl"]
         | {
             "beta": facts["weights"]["beta"],
+            "contradicted_fraction": facts["weights"]["contradicted_fraction"],
             "earlier_thresholds": [of_round["ispl"]["threshold"] for of_round in facts["proxy"].get("rounds", [])],
         },
         "classes": [

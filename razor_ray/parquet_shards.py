@@ -49,7 +49,9 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     try:
         return _look(source, shard, look)
     except (_DamagedError, UnicodeDecodeError, FileNotFoundError, PermissionError) as error:
-        raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
+        raise InputError(
+            f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or move it out of the input."
+        ) from error
 
 
 def check_column(source: Source, column: str, mend: str) -> None:

@@ -28,6 +28,7 @@ from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
 _ROUNDS = "_rounds"
+_MOST_NAMED = 5
 _ON_TERMINAL = {"scores": "score", "weights": "weigh", "selection": "sample", "subset-tars": "tars"}
 """Stages whose folder is called by what it holds, and whose progress by what is done."""
 
@@ -82,6 +83,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     cost = result["scoring_cost"]
     share = f"{cost['fraction']:.1%} of one training of {cost['full_epochs']}"
     scoring = f"the scoring in {config.scores_from}" if config.scores_from else "scoring"
+    say(f"report    {store.address(report.REPORT)}")
     say(f"cost      {scoring} took as much as {cost['epochs']:.1f} epochs on all samples, {share}")
     say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.address('subset')}")
     return result
@@ -127,7 +129,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         say(f"note      {dropped:,} left over of every pass, so that all workers train on as many")
     if "accuracy" in result:
         accuracy, f1, worst = result["accuracy"], result["macro_f1"], result["worst_recall"]
-        say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%}")
+        name = catalog.class_names[result["recall"].index(worst)]
+        say(f"accuracy  {accuracy:.2%}, macro F1 {f1:.2%}, recall of the worst class {worst:.2%} ({name})")
     say(f"done      {store.address('train', 'model.safetensors')}")
     return result
 
@@ -151,6 +154,14 @@ def compare(config: CompareConfig) -> str:
     if begun is None or not run.is_done("scores"):
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
     pruned = from_dict(PruneConfig, begun)
+    comparing.check_names(config)
+    try:
+        sources.find(pruned.input)
+    except sources.InputError as error:
+        raise sources.InputError(
+            f"{config.run} was made of {pruned.input.path}, which is read again for its images, and: {error} Give this "
+            "command where that path leads to them."
+        ) from error
     with _only_writer(store, config.stall_timeout):
         catalog = catalogs.read(pruned.input, run)
         held_out = _held_out(config.eval, catalog)
@@ -180,7 +191,12 @@ def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog
     if given is None:
         return None
     with told_of("--eval"):
-        return catalogs.build(given, like=catalog)
+        held_out = catalogs.build(given, like=catalog)
+    if unknown := held_out.unknown_labels:
+        count, names = sum(unknown.values()), ", ".join(list(unknown)[:_MOST_NAMED])
+        more = ", ..." if len(unknown) > _MOST_NAMED else ""
+        say(f"warning   {count:,} held-out images are of classes that are not trained on ({names}{more})")
+    return held_out
 
 
 def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:

@@ -79,6 +79,7 @@ def write(store: RunStore, manifest: dict[str, Any], source: sources.Source, giv
         _gallery(found, name_of, survey.read_kept(store, shown)),
         _reasons(manifest),
         _set_aside(
+            manifest,
             noise,
             name_of,
             survey.predicted_names(store, {sample["sample_id"] for sample in noise}, name_of),
@@ -221,10 +222,15 @@ def _reasons(manifest: dict[str, Any]) -> Html:
 
 
 def _set_aside(
-    noise: list[dict[str, Any]], name_of: dict[int, str], seen: dict[int, str], pictures: dict[int, bytes | None]
+    manifest: dict[str, Any],
+    noise: list[dict[str, Any]],
+    name_of: dict[int, str],
+    seen: dict[int, str],
+    pictures: dict[int, bytes | None],
 ) -> Html:
     if not noise:
         return Html("")
+    contradicted, scored = manifest["ispl"]["contradicted_fraction"], manifest["counts"]["scored"]
     figures, rows = [], []
     for sample in noise:
         class_name, taken_for = name_of[sample["label"]], seen.get(sample["sample_id"], "")
@@ -233,7 +239,10 @@ def _set_aside(
     return _section(
         "A look at what was set aside as noise",
         tag(
-            "p", "The hardest, with label and what the proxy takes them for: the first place to look for wrong labels."
+            "p",
+            f"The hardest of {manifest['reasons']['noise']:,}, with label and what the proxy takes them for: the first "
+            f"place to look for wrong labels. How many are set aside follows the budget too; the proxy contradicts the "
+            f"labels of {round(contradicted * scored):,} samples ({percent(round(contradicted * scored), scored)}).",
         ),
         tag("div", *figures[:_GALLERY_SIDE], class_="gallery"),
         tag(
@@ -308,6 +317,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
     if ispl["scheme"] == "diversity":
         thresholds += f"; δ = {ispl['diversity_step']:.4g}"
     clusters = f", {sample['num_clusters']} a class" if sample["clustering"] == "kmeans" else ""
+    set_aside = percent(manifest["reasons"].get("noise", 0), manifest["counts"]["scored"])
     beta = f"β = {ispl['beta']:.6g}{' (auto)' if weigh['beta'] == 'auto' else ''}"
     rows = [
         ["input", f"{config['input']['path']} ({_counted(manifest['input']['num_shards'], 'shard')})"],
@@ -321,7 +331,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["class weights", f"inverse effective number of samples, {beta}"],
         ["quotas", f"{weigh['quota']}, at least {weigh['class_floor']} of a class"],
         ["clusters", f"{sample['clustering']}{clusters}"],
-        ["edges", f"tail {sample['tail']}, γ {sample['gamma']}"],
+        ["edges", f"tail {sample['tail']} ({set_aside} of the scored were set aside), γ {sample['gamma']}"],
     ]
     return _section("Configuration", _table([], rows, text_columns=(0, 1)))
 
@@ -348,6 +358,7 @@ def _next_steps(uri: str, num_quarantined: int) -> Html:
     places = [
         ("subset/*.parquet", "the kept images with their labels; opens in Hugging Face datasets and Ray Data"),
         ("selection/*.parquet", "every scored sample: hardness, cluster, rank, kept or not, and the reason"),
+        ("scores/*.parquet", "every scored sample: its scores, the class that the proxy takes it for, its embedding"),
         ("weights/*.parquet", "every class: effective number, class weight, quota"),
         *([("quarantine/*.parquet", "what could not be used, and why")] if num_quarantined else []),
         (MANIFEST, "versions, fingerprints, counts, seconds"),

@@ -153,9 +153,12 @@ class RunStore:
             kind = f"a run of {verb}" if (verb := configuration.verb_of(text)) else f"another kind of run ({error})"
             raise ValueError(f"{self.uri} holds {kind}. Choose another --output.") from error
         if changed := configuration.differences(config, found):
+            hint = ""
+            if isinstance(config, configuration.PruneConfig) and self.is_done("scores"):
+                hint = f" Its scores are there for another choice: another --output, and --scores-from {self.uri}."
             raise ValueError(
                 f"{self.uri} holds another run ({'; '.join(changed)}). "
-                "Choose another --output, or delete that folder to start anew."
+                f"Choose another --output, or delete that folder to start anew.{hint}"
             )
 
     def is_done(self, stage: str) -> bool:

@@ -137,6 +137,9 @@ def _module(source: Source) -> ModuleType:
 
 def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: str) -> Source:
     infos = listing.in_folder(filesystem, folder)
+    names = {listing.relative(info, folder).partition("/")[0] for info in infos}
+    if names >= {"config.json", "catalog", "subset"}:
+        raise InputError(f"{config.path} is the folder of a run of prune; what was kept is in {config.path}/subset.")
     by_format: dict[Format, list[pafs.FileInfo]] = {"parquet": [], "webdataset": [], "folders": []}
     for info in infos:
         if kind := _format(info):

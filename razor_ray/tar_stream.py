@@ -81,7 +81,9 @@ def open_tar(source: Source, shard: int, offset: int = 0) -> Iterator[Tar]:
     except InputError:
         raise
     except _BROKEN as error:
-        raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
+        raise InputError(
+            f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or move it out of the input."
+        ) from error
 
 
 def is_compressed(path: str) -> bool:

@@ -83,7 +83,9 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     try:
         return _inspect(source, shard, config)
     except OSError as error:
-        raise InputError(f"shard {path} cannot be read: {error}. Repair it, or move it out of the input.") from error
+        raise InputError(
+            f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or move it out of the input."
+        ) from error
 
 
 def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:

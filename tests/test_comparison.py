@@ -75,7 +75,30 @@ def test_one_seed_names_no_winner():
 
 
 def test_everything_level_has_no_others():
-    assert verdict([line("a", 0.8), line("b", 0.8)]) == "a and b cannot be told apart."
+    assert verdict([line("a", 0.8), line("b", 0.8)]) == "a has the highest mean; b cannot be told from it."
+
+
+def test_a_wide_interval_is_not_above_what_it_reaches():
+    # b's reaches from the best to below c, which lies apart from the best: it is the best alone that is above c.
+    lines = [line("a", 0.84, 0.05), line("c", 0.78, 0.005), line("b", 0.75, 0.10)]
+    assert level_with_best(lines) == ["a", "b"]
+    assert verdict(lines) == "a has the highest mean; b cannot be told from it; it is above c."
+    three = [line("a", 0.84), line("b", 0.83), line("c", 0.83), line("d", 0.1), line("e", 0.1)]
+    assert verdict(three) == "a has the highest mean; b and c cannot be told from it; it is above d and e."
+
+
+def test_two_seeds_are_told_to_be_few():
+    lines = [
+        Summary("epochs", 0.1, method, *[Estimate(mean, 0.01, number)] * 3, seconds=1.0)
+        for method, mean, number in (("a", 0.8, 5), ("b", 0.7, 2))
+    ]
+    assert verdict(lines) == "a is the best. Two seeds tell little of how seeds differ."
+
+
+def test_what_is_missing_is_told():
+    lines = [line("a", 0.8), line("b", 0.7)]
+    assert "Not complete: 3 trainings" in markdown(lines, cost_epochs=1, epochs=9, stability={}, num_missing=3)
+    assert "complete" not in markdown(lines, cost_epochs=1, epochs=9, stability={})
 
 
 @pytest.mark.parametrize(
@@ -108,6 +131,7 @@ def test_markdown_marks_the_level_and_counts_the_cost():
     assert "All samples: 90.00 % (1 seed), 5 s." in text
     assert "| **a** | 80.50 ± 0.50 | 40.25 ± 0.25 | 80.50 ± 0.50 | 5 | 2 |" in text
     assert "| b | 50.50 ± 0.50 |" in text
-    assert "a is the best. In time alone, scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
+    assert "a is the best. Two seeds tell little" in text
+    assert "Counted in epochs, scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
     assert "30 % of one training of 10 epochs" in text
     assert "| other | 0.500 |" in text

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -163,7 +164,7 @@ def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, mo
         (["--input", "{other}"], "has scored other samples than those of {other}"),
         (["--scores-from", "{other}"], "{other} holds no run of prune that has scored its samples"),
         (["--scores-from", "s3://user:word@bucket/run"], "scores_from must not hold a password"),
-        (["--output", "{run}"], "holds another run"),
+        (["--output", "{run}"], "Its scores are there for another choice: another --output, and --scores-from {run}."),
     ],
 )
 def test_scores_that_cannot_be_taken(run, digits, tmp_path, capfd, options, message):
@@ -176,6 +177,17 @@ def test_scores_that_cannot_be_taken(run, digits, tmp_path, capfd, options, mess
     assert message.format(**places) in error
     assert "Traceback" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_what_auto_stood_for_may_be_given(run, tmp_path):
+    asked = PruneConfig(input=InputConfig(path=f"{run.parent}/in"), output=f"{tmp_path}/out", keep_fraction=0.1)
+    asked = replace(asked, scores_from=str(run))
+    scored = json.loads((run / "manifest.json").read_text())["scores"]
+    proxy = replace(asked.proxy, arch="resnet9", image_size=8)
+    score = replace(asked.score, batch_size=scored["batch_size"], precision="float32")
+    assert reuse.settings(replace(asked, proxy=proxy, score=score)) == reuse.settings(asked)
+    with pytest.raises(ValueError, match="proxy.image_size: 16 here, 'auto' there"):
+        reuse.settings(replace(asked, proxy=replace(proxy, image_size=16)))
 
 
 @pytest.mark.parametrize(
@@ -516,8 +528,9 @@ def test_the_advice_to_allow_more_bad_images_can_be_taken(digits, weights_file, 
     path = write_shards(table, tmp_path / "in", 2)
     assert prune(path, tmp_path / "out", weights_file) == 2
     message = capfd.readouterr().err
-    assert "5 of 400 samples cannot be used so far (4 not an image, 1 label is null)" in message
-    assert "raise --max-quarantine-fraction" in message
+    counted = r"4 not an image, such as row (7|8|9|10) of \S+00000.parquet; 1 label is null, such as row 11 of \S+"
+    assert re.search(rf"5 of 400 samples cannot be used so far \({counted}\)", message)
+    assert "raise --max-quarantine-fraction: the same command then goes on" in message
     assert prune(path, tmp_path / "out", weights_file, "--max-quarantine-fraction", "0.1") == 0
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     assert counts == {"input": 400, "scored": 395, "kept": 118, "dropped": 277, "quarantined": 5}

@@ -216,7 +216,13 @@ def make_run(
     store.write_json("scores/.cost.json", {"seconds": 12.5})
     write_input(folder, samples)
     ispl = {"scheme": "linear", "threshold": 2.5, "second_threshold": 1.25, "diversity_step": 2.5}
-    facts = {"budget": kept.total(), "num_samples": len(samples), "beta": 0.75, "ispl": ispl}
+    facts = {
+        "budget": kept.total(),
+        "num_samples": len(samples),
+        "beta": 0.75,
+        "contradicted_fraction": 0.25,
+        "ispl": ispl,
+    }
     commit(store, "weights", facts, weights=pa.table(weights, schema=schema.WEIGHTS))
     reasons = Counter(why for _, _, why in quarantined)
     bad = {
@@ -298,6 +304,9 @@ def test_noise_is_shown_though_the_subset_has_none_of_it(page: Page, tmp_path: P
     assert pictures[-2:] == [report.data_uri(image(40 * row)) for row in (5, 4)]
     taken_for = [text for _, text in page.texts if text.startswith("proxy: ")]
     assert taken_for == ["proxy: cat", f"proxy: {SCRIPT}"]
+    assert "The hardest of 2, with label" in page.all_text()
+    assert "the proxy contradicts the labels of 3 samples (25.0 %)" in page.all_text()  # of 12
+    assert "tail auto (16.7 % of the scored were set aside)" in page.all_text()
     # A page is made also when a shard of the input has gone.
     store, facts = make_run(tmp_path / "run")
     given = InputConfig(path=f"{store.root}-input")

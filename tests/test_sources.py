@@ -16,6 +16,7 @@ from PIL import Image
 from razor_ray import sources
 from razor_ray.config import InputConfig
 from razor_ray.sources import InputError, Piece, Source
+from tests.conftest import write_shards
 
 
 def png(height: int = 8, width: int = 8, value: int = 0) -> bytes:
@@ -292,3 +293,12 @@ def test_a_filesystem_whose_package_is_missing(monkeypatch):
     monkeypatch.setattr(fsspec, "url_to_fs", missing)
     with pytest.raises(InputError, match="cannot open hf://datasets/x: a package is missing here. Install huggingface"):
         find("hf://datasets/x")
+
+
+def test_the_folder_of_a_run_is_not_its_subset(tmp_path, digits):
+    write_shards(digits, tmp_path / "subset", 1)
+    write_shards(digits, tmp_path / "catalog", 1)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(sources.InputError, match=f"a run of prune; what was kept is in {tmp_path}/subset"):
+        sources.find(InputConfig(path=str(tmp_path)))
+    assert len(sources.find(InputConfig(path=f"{tmp_path}/subset")).paths) == 1

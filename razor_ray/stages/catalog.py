@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,8 @@ from razor_ray.stages.runtime import run_tasks
 
 _METADATA_KEY = b"razor_ray"
 _SHARDS_PER_TASK = 16
+_MANY_CLASSES = 20
+"""So many labels that each name one sample are none."""
 _MOST_REFUSED = 10
 """After so many shards that cannot be used no more are looked at."""
 
@@ -37,6 +39,8 @@ class Catalog:
     """Side in pixels that suits the images."""
     class_sizes: tuple[int, ...]
     """Samples of each class, those included that may turn out to be unusable."""
+    unknown_labels: dict[str, int] = field(default_factory=dict)
+    """Samples of each label that is none of the classes, if there are names; known only when it has just been built."""
 
     @property
     def fingerprint(self) -> str:
@@ -200,6 +204,12 @@ def _assemble(
     given = like.class_names if like else config.class_names
     names = labels.resolve_class_names(given, in_metadata, kind, counts)
     sizes = [headers.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
+    known = names if kind == "string" else range(len(names))
+    if len(names) >= _MANY_CLASSES and all(counts[label] == 1 for label in known):
+        raise sources.InputError(
+            f"each of the {len(names):,} samples has a label of its own: {config.label_column!r} seems to be no label. "
+            "Choose another --input.label-column."
+        )
     return Catalog(
         source=source,
         input=config,
@@ -208,6 +218,7 @@ def _assemble(
         label_kind=kind,
         network_size=int(statistics.median_high(sizes or [224])),
         class_sizes=tuple(counts[name if kind == "string" else label] for label, name in enumerate(names)),
+        unknown_labels={str(label): counts[label] for label in sorted(set(counts).difference(known, [None]))},
     )
 
 

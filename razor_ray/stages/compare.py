@@ -30,7 +30,7 @@ from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig
 from razor_ray.hashing import VALIDATION, hash_ids
 from razor_ray.heap import freed_memory_kept
-from razor_ray.progress import stage
+from razor_ray.progress import say, stage
 from razor_ray.run_store import CONFIG, RunStore, write_table
 from razor_ray.selection import Method, Samples, gamma_razor
 from razor_ray.stages import ingest, preflight, runtime
@@ -157,9 +157,12 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
         data = _gather(config, samples, sample_id, catalog, held_out)
         folder = Folder(store.filesystem, store.root.rstrip("/"), _SECONDS_BETWEEN_STATES)
         num_steps = sum(_num_steps(config, cell, len(data.samples.ids)) for cell in missing)
+        num_asked = len(cells(config))
+        num_ended = num_asked - len(missing)
+        if num_ended:
+            say(f"compare   {num_ended} of {num_asked} trainings done before, skipped")
         with stage("compare", num_steps, "steps") as progress:
-            note = told = f"0 of {len(missing)} trainings"
-            num_ended = 0
+            note = told = f"{num_ended} of {num_asked} trainings"
             for cell, found in _train_cells(config, missing, data, folder):
                 if isinstance(found, Steps):
                     if found.is_earlier:
@@ -171,10 +174,10 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
                 store.delete(_state_name(cell))
                 done[cell] = found
                 num_ended += 1
-                told = f"{num_ended} of {len(missing)} trainings"
+                told = f"{num_ended} of {num_asked} trainings"
                 note = f"{told}, {cell.method} at {100 * cell.keep_fraction:g} %: {found['accuracy']:.2%}"
                 progress.advance(0, note)
-                _write(config, run, _sorted(done), {}, store)
+                _write(config, run, _sorted(done), {}, store, num_asked - num_ended)
             progress.note = told
     return _write(config, run, _sorted(done), stability, store)
 
@@ -231,9 +234,13 @@ def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArra
     return samples, sample_id
 
 
-def _check_methods(config: CompareConfig, samples: Samples) -> None:
+def check_names(config: CompareConfig) -> None:
+    """Raise ValueError if there is no method of a name; at once, not when Ray has started."""
     if unknown := [name for name in config.methods if name not in METHODS]:
         raise ValueError(f"there is no method {unknown[0]!r}. Methods: {', '.join(METHODS)}.")
+
+
+def _check_methods(config: CompareConfig, samples: Samples) -> None:
     few = samples.take(
         np.concatenate([np.flatnonzero(samples.label == label)[:2] for label in np.unique(samples.label)])
     )
@@ -455,10 +462,13 @@ def _write(
     rows: list[dict[str, Any]],
     stability: dict[str, dict[str, float]],
     store: RunStore,
+    num_missing: int = 0,
 ) -> str:
     lines = comparison.summarize(rows)
     cost = manifest.scoring_epochs(run.commit_facts("proxy"))
-    text = comparison.markdown(lines, cost_epochs=cost, epochs=config.epochs, stability=stability)
+    text = comparison.markdown(
+        lines, cost_epochs=cost, epochs=config.epochs, stability=stability, num_missing=num_missing
+    )
     write_table(store.filesystem, store.path("compare.parquet"), pa.Table.from_pylist(rows))
     store.write_bytes("compare.md", text.encode())
     if len(lines) > 1:

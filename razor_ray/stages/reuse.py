@@ -47,7 +47,13 @@ def settings(config: PruneConfig) -> PruneConfig:
             "--scores-from; one that took its scores from there will do."
         )
     made = from_dict(PruneConfig, begun)
-    settling = _Settling()
+    proxy, scores = store.commit_facts("proxy"), store.commit_facts("scores")
+    settling = _Settling(
+        {
+            **{f"proxy.{name}": proxy[name] for name in ("arch", "image_size")},
+            **{f"score.{name}": scores[name] for name in ("batch_size", "precision")},
+        }
+    )
     settled = dataclasses.replace(
         config,
         input=settling.all_of("input.", config.input, made.input, InputConfig(path=made.input.path), own=("path",)),
@@ -72,16 +78,18 @@ def settings(config: PruneConfig) -> PruneConfig:
 class _Settling:
     """Puts the settings of two runs together: the other run's count, and what is given here must not be another."""
 
-    def __init__(self) -> None:
+    def __init__(self, resolved: dict[str, Any]) -> None:
+        self.resolved = resolved
+        """What settings that are 'auto' there stood for."""
         self.wrong: list[str] = []
         """Settings that differ."""
         self.taken: list[str] = []
         """Settings that were left at their defaults here, and are others there."""
 
     def one(self, name: str, here: Any, there: Any, default: Any) -> Any:
-        if here not in (there, default):
+        if here not in (there, default, self.resolved.get(name, there)):
             self.wrong.append(f"{name}: {here!r} here, {there!r} there")
-        elif here != there:
+        elif here == default != there:
             self.taken.append(f"{name} {there!r}")
         return there
 

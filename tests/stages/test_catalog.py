@@ -105,3 +105,28 @@ def test_what_is_wrong_of_all_shards_is_told_once(tmp_path, digits, monkeypatch)
         catalogs.build(InputConfig(path=str(tmp_path), label_column="class"))
     assert str(refused.value).count(".parquet") == 12
     assert "looked at" not in str(refused.value)
+
+
+def test_a_label_for_each_sample_is_none(tmp_path, digits):
+    few = digits.slice(0, 40)
+    write_shards(few.set_column(1, "label", few["name"]), tmp_path, 1)
+    with pytest.raises(
+        sources.InputError, match="each of the 40 samples has a label of its own: 'label' seems to be no"
+    ):
+        assemble(InputConfig(path=str(tmp_path)))
+
+
+def test_labels_of_held_out_images_that_no_class_has_are_known(tmp_path, digits):
+    write_folders(digits.slice(0, 40), tmp_path / "in")
+    write_folders(digits.slice(40, 40), tmp_path / "test")
+    (tmp_path / "test" / "3").rename(tmp_path / "test" / "drei")
+    config = InputConfig(path=str(tmp_path / "in"))
+    catalog = assemble(config)
+    assert catalog.unknown_labels == {}
+    held_out = InputConfig(path=str(tmp_path / "test"))
+    source = sources.find(held_out)
+    facts = [sources.inspect(source, shard, held_out) for shard in range(len(source.paths))]
+    found = catalogs._assemble(source, held_out, facts, catalog)
+    threes = digits["label"].to_pylist()[40:80].count(3)
+    assert threes > 0
+    assert found.unknown_labels == {"drei": threes}

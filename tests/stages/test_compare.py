@@ -49,7 +49,7 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     arguments = ["compare", *paths, *SMALL, "--methods", "razor", "random", "--seeds", "0", "1"]
     assert main(arguments) == 0
     shown = capfd.readouterr()
-    assert "cannot be told apart" in shown.out or "is the best" in shown.out
+    assert "cannot be told from it" in shown.out or "is the best" in shown.out
     assert (tmp_path / "out" / "compare.md").read_text() in shown.out
     table = pq.read_table(tmp_path / "out" / "compare.parquet")
     rows = {(row["method"], row["keep_fraction"], row["seed"]): row for row in table.to_pylist()}
@@ -76,6 +76,10 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(comparing, "_train_cells", spy)
     assert main(arguments) == 0
     assert trained == ["razor-0.2-epochs-1"]
+    told = capfd.readouterr()
+    assert "compare   9 of 10 trainings done before, skipped\n" in told.err
+    assert re.search("^compare .*; 10 of 10 trainings$", told.err, re.MULTILINE)
+    assert "Not complete" not in told.out
     again = pq.read_table(tmp_path / "out" / "compare.parquet")
     untimed = [name for name in table.column_names if "seconds" not in name]
     assert again.select(untimed).equals(table.select(untimed))
@@ -197,6 +201,7 @@ def test_a_comparison_that_is_stopped_goes_on(run, tmp_path, capfd, monkeypatch)
     arguments += ["--output", f"{tmp_path}/out"]
     assert main(arguments) == 130
     cells = tmp_path / "out" / "cells"
+    assert not (tmp_path / "out" / "compare.md").exists()
     assert [path.name for path in cells.iterdir() if path.name[0] != "_"] == ["razor-0.2-epochs-0.pt"]
     (cells / "_razor-0.2-epochs-0.pt.0123456789ab").touch()  # of a worker that was killed while it wrote
     assert main(arguments) == 0
