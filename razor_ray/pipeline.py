@@ -120,6 +120,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             _check_same_input(store, catalog)
             result = training.train(config, catalog, held_out, store, "train", "train")
             store.seal("train", {"metrics": result})
+            store.delete(f"train/{training.BEAT}")
         result = store.commit_facts("train")["metrics"]
     if result.get("num_eval_unusable"):
         say(f"warning   {result['num_eval_unusable']:,} held-out images could not be used, and count in no figure")

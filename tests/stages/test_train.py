@@ -321,7 +321,14 @@ def test_mistakes_about_held_out_images_name_their_options(split, digits, tmp_pa
 def test_a_training_of_other_data_is_not_shown_as_this_one(split, digits, tmp_path, capfd):
     write_shards(digits.slice(0, 300), tmp_path / "in", 1)
     paths = ["--input", f"{tmp_path}/in", "--output", f"{tmp_path}/run", "--epochs", "1"]
+    held_out = digits.slice(300).set_column(1, "label", pa.array([11] * 30 + digits["label"].to_pylist()[330:]))
+    write_shards(held_out, tmp_path / "test", 1)
+    paths += ["--eval", f"{tmp_path}/test"]
     assert main(["train", *paths]) == 0
+    told = capfd.readouterr().err
+    assert "warning   30 held-out images are of classes that are not trained on (11)\n" in told
+    assert re.search(r"recall of the worst class \d+\.\d\d% \(\d\)$", told, re.MULTILINE)
+    assert not (tmp_path / "run" / "train" / "_beat.json").exists()
     assert main(["train", *paths]) == 0
     assert "done before, skipped" in capfd.readouterr().err
     write_shards(digits.slice(50, 300), tmp_path / "in", 1)
