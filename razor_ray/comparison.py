@@ -201,7 +201,8 @@ def markdown(
     """
     parts = ["# Comparison\n"]
     if num_missing:
-        parts.append(f"Not complete: {num_missing:,} trainings are missing. The same command goes on with them.\n")
+        are = "1 training is" if num_missing == 1 else f"{num_missing:,} trainings are"
+        parts.append(f"Not complete: {are} missing. The same command goes on.\n")
     whole = [line for line in lines if line.method == ALL]
     if whole:
         accuracy = whole[0].accuracy

@@ -157,14 +157,13 @@ def compare(config: CompareConfig) -> str:
     pruned = from_dict(PruneConfig, begun)
     comparing.check_names(config)
     try:
-        sources.find(pruned.input)
+        catalog = catalogs.read(pruned.input, run)
     except sources.InputError as error:
         raise sources.InputError(
-            f"{config.run} was made of {pruned.input.path}, which is read again for its images, and: {error} Give this "
-            "command where that path leads to them."
+            f"{config.run} was made of {pruned.input.path}, which is read again for its images. From here: {error} "
+            "Give this command where that path leads to the images as they were."
         ) from error
     with _only_writer(store, config.stall_timeout):
-        catalog = catalogs.read(pruned.input, run)
         held_out = _held_out(config.eval, catalog)
         _network(config.model, catalog)
         preflight.check_places(store, catalog.source)

@@ -170,12 +170,22 @@ def sample_ids(shard_id: int, first_row: int, num_rows: int) -> NDArray[np.int64
 
 
 def piece_name(shard_id: int, first_row: int) -> str:
-    """How the files of a piece of a shard begin in `scores/` and `quarantine/`; in order, they are in that of the ids.
+    """How the files of a piece of a shard begin in `scores/` and `quarantine/`.
 
     >>> piece_name(3, 512)
     'part-000003-0000000512'
     """
     return f"part-{shard_id:06d}-{first_row:010d}"
+
+
+def first_id(file_name: str) -> int:
+    """The identity of the first sample of a piece, by the name of its file.
+
+    >>> first_id("part-000003-0000000512-0123456789ab.parquet") == (3 << 32) + 512
+    True
+    """
+    shard_id, first_row = (int(number) for number in file_name.split("-")[1:3])
+    return (shard_id << ROW_BITS) + first_row
 
 
 def shard_ids(sample_id: NDArray[np.int64]) -> NDArray[np.int64]:

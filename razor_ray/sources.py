@@ -16,8 +16,9 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from razor_ray import class_folders, listing, parquet_shards, tar_stream, webdataset_shards
+from razor_ray import config as configuration
 from razor_ray.config import InputConfig
-from razor_ray.run_store import open_filesystem
+from razor_ray.run_store import CONFIG, open_filesystem
 from razor_ray.shards import Format, InputError, Piece, ShardFacts, Source
 
 _TAKES = "--input takes Parquet or tars (a file, a folder or a glob), or a folder of class folders."
@@ -137,9 +138,10 @@ def _module(source: Source) -> ModuleType:
 
 def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: str) -> Source:
     infos = listing.in_folder(filesystem, folder)
-    names = {listing.relative(info, folder).partition("/")[0] for info in infos}
-    if names >= {"config.json", "catalog", "subset"}:
-        raise InputError(f"{config.path} is the folder of a run of prune; what was kept is in {config.path}/subset.")
+    if config.format == "auto" and _is_run(filesystem, folder, infos):
+        raise InputError(
+            f"{config.path} is the folder of a run of prune. What it kept is in its folder subset: name that."
+        )
     by_format: dict[Format, list[pafs.FileInfo]] = {"parquet": [], "webdataset": [], "folders": []}
     for info in infos:
         if kind := _format(info):
@@ -166,6 +168,15 @@ def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: st
     if not by_format[chosen]:
         raise InputError(f"{config.path} holds no {_NAMES[chosen]}. {_TAKES}")
     return _files(filesystem, folder, by_format[chosen], chosen)
+
+
+def _is_run(filesystem: pafs.FileSystem, folder: str, infos: list[pafs.FileInfo]) -> bool:
+    """Whether a folder is that of a finished run, by more than names that other folders may have too."""
+    names = {listing.relative(info, folder) for info in infos}
+    if CONFIG not in names or not any(name.startswith("subset/") for name in names):
+        return False
+    with filesystem.open_input_stream(f"{folder}/{CONFIG}") as stream:
+        return configuration.verb_of(stream.read().decode(errors="replace")) == "prune"
 
 
 def _named_format(config: InputConfig, files: list[pafs.FileInfo]) -> Format:

@@ -129,11 +129,10 @@ def read_input(source: sources.Source, given: InputConfig, sample_id: list[int])
 def predicted_names(store: RunStore, sample_id: set[int], name_of: dict[int, str]) -> dict[int, str]:
     """Names of the classes that the proxy takes some samples for."""
     found: dict[int, str] = {}
-    files = store.files("scores")  # in the order of the samples; a sample is in the last that begins before it
-    names = [path.rpartition("/")[2] for path in files]
-    places = [schema.piece_name(*divmod(identity, 2**schema.ROW_BITS)) for identity in sample_id]
-    for at in sorted({bisect.bisect(names, f"{place}~") - 1 for place in places}):
-        with pq.ParquetFile(files[at], filesystem=store.filesystem) as file:
+    files = {schema.first_id(path.rpartition("/")[2]): path for path in store.files("scores")}
+    firsts = sorted(files)  # a sample is in the last that begins before it
+    for at in sorted({bisect.bisect(firsts, identity) - 1 for identity in sample_id}):
+        with pq.ParquetFile(files[firsts[at]], filesystem=store.filesystem) as file:
             if "predicted" not in file.schema_arrow.names:
                 continue  # taken from a run of an earlier version
             table = file.read(columns=["sample_id", "predicted"])

@@ -179,6 +179,20 @@ def test_scores_that_cannot_be_taken(run, digits, tmp_path, capfd, options, mess
     assert not (tmp_path / "out").exists()
 
 
+def test_scores_are_not_offered_where_they_were_made_otherwise(run, tmp_path, capfd):
+    for options, offered in (
+        (["--sample.gamma", "0.5", "--weigh.scheme", "hard"], True),
+        (["--score.batch-size", "7"], False),
+        (["--seed", "4", "--proxy.arch", "resnet18"], False),
+    ):
+        options += ["--input.id-column", "name", "--keep-fraction", "0.3"]
+        weights = json.loads((run / "config.json").read_text())["proxy"]["weights"]
+        assert prune(run.parent / "in", run, weights, *options) == 2
+        told = capfd.readouterr().err
+        assert "holds another run" in told
+        assert (f"--scores-from {run}" in told) == offered
+
+
 def test_what_auto_stood_for_may_be_given(run, tmp_path):
     asked = PruneConfig(input=InputConfig(path=f"{run.parent}/in"), output=f"{tmp_path}/out", keep_fraction=0.1)
     asked = replace(asked, scores_from=str(run))
@@ -530,7 +544,7 @@ def test_the_advice_to_allow_more_bad_images_can_be_taken(digits, weights_file, 
     message = capfd.readouterr().err
     counted = r"4 not an image, such as row (7|8|9|10) of \S+00000.parquet; 1 label is null, such as row 11 of \S+"
     assert re.search(rf"5 of 400 samples cannot be used so far \({counted}\)", message)
-    assert "raise --max-quarantine-fraction: the same command then goes on" in message
+    assert "Raise --max-quarantine-fraction, and the same command goes on" in message
     assert prune(path, tmp_path / "out", weights_file, "--max-quarantine-fraction", "0.1") == 0
     counts = json.loads((tmp_path / "out" / "manifest.json").read_text())["counts"]
     assert counts == {"input": 400, "scored": 395, "kept": 118, "dropped": 277, "quarantined": 5}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from razor_ray import sources
-from razor_ray.config import InputConfig
+from razor_ray.config import InputConfig, PruneConfig, to_dict
 from razor_ray.sources import InputError, Piece, Source
 from tests.conftest import write_shards
 
@@ -298,7 +299,12 @@ def test_a_filesystem_whose_package_is_missing(monkeypatch):
 def test_the_folder_of_a_run_is_not_its_subset(tmp_path, digits):
     write_shards(digits, tmp_path / "subset", 1)
     write_shards(digits, tmp_path / "catalog", 1)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(sources.InputError, match=f"a run of prune; what was kept is in {tmp_path}/subset"):
-        sources.find(InputConfig(path=str(tmp_path)))
+    asked = InputConfig(path=str(tmp_path))
+    (tmp_path / "config.json").write_text('{"catalog": "of something else"}')
+    assert len(sources.find(asked).paths) == 2
+    run = PruneConfig(input=asked, output="out", keep_fraction=0.5)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(run)))
+    with pytest.raises(sources.InputError, match=f"^{tmp_path} is the folder of a run of prune. What it kept is in"):
+        sources.find(asked)
     assert len(sources.find(InputConfig(path=f"{tmp_path}/subset")).paths) == 1
+    assert len(sources.find(InputConfig(path=str(tmp_path), format="parquet")).paths) == 2

@@ -204,8 +204,11 @@ def _assemble(
     given = like.class_names if like else config.class_names
     names = labels.resolve_class_names(given, in_metadata, kind, counts)
     sizes = [headers.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
-    known = names if kind == "string" else range(len(names))
-    if len(names) >= _MANY_CLASSES and all(counts[label] == 1 for label in known):
+    unknown = set(counts).difference(names if kind == "string" else range(len(names)), [None])
+    if kind == "integer":
+        unknown = {label for label in unknown if label >= 0}  # those below are no label
+    is_guessed = not (like or config.class_names or in_metadata or source.format == "folders")
+    if is_guessed and counts.total() == len(names) >= _MANY_CLASSES:
         raise sources.InputError(
             f"each of the {len(names):,} samples has a label of its own: {config.label_column!r} seems to be no label. "
             "Choose another --input.label-column."
@@ -218,7 +221,7 @@ def _assemble(
         label_kind=kind,
         network_size=int(statistics.median_high(sizes or [224])),
         class_sizes=tuple(counts[name if kind == "string" else label] for label, name in enumerate(names)),
-        unknown_labels={str(label): counts[label] for label in sorted(set(counts).difference(known, [None]))},
+        unknown_labels={str(label): counts[label] for label in sorted(unknown)},
     )
 
 

@@ -40,6 +40,7 @@ from razor_ray.stages.sample import random_ids
 
 _DECODE_BATCH = 256
 _CELLS, _STATE = "cells", ".pt"
+_MADE_OF = "_made_of.json"
 _VALIDATION_FRACTION = 0.1
 _STEPS_BETWEEN_SIGNS = 10
 _SECONDS_BETWEEN_STATES = 60.0
@@ -147,6 +148,7 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     ValueError
         If a method is not known or needs a score that the run has not, or the images fit no memory.
     """
+    _check_same(run, catalog, held_out, store)
     done = _done(store)
     missing = [cell for cell in cells(config) if cell not in done]
     samples, sample_id = read_samples(run, config.hardness)
@@ -159,6 +161,8 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
         num_steps = sum(_num_steps(config, cell, len(data.samples.ids)) for cell in missing)
         num_asked = len(cells(config))
         num_ended = num_asked - len(missing)
+        if done:
+            _write(config, run, _sorted(done), stability, store, len(missing))
         if num_ended:
             say(f"compare   {num_ended} of {num_asked} trainings done before, skipped")
         with stage("compare", num_steps, "steps") as progress:
@@ -177,9 +181,32 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
                 told = f"{num_ended} of {num_asked} trainings"
                 note = f"{told}, {cell.method} at {100 * cell.keep_fraction:g} %: {found['accuracy']:.2%}"
                 progress.advance(0, note)
-                _write(config, run, _sorted(done), {}, store, num_asked - num_ended)
+                _write(config, run, _sorted(done), stability, store, num_asked - num_ended)
             progress.note = told
     return _write(config, run, _sorted(done), stability, store)
+
+
+def _check_same(run: RunStore, catalog: Catalog, held_out: Catalog | None, store: RunStore) -> None:
+    """Refuse to put trainings beside others that were made of other images or scores.
+
+    Raises
+    ------
+    ValueError
+        If the run, its input or the held-out images are not those that the comparison was begun with.
+    """
+    made_of = {
+        "input": catalog.fingerprint,
+        "held-out": held_out.fingerprint if held_out else None,
+        "proxy": run.commit_facts("proxy")["weights_sha256"],
+        "scores": run.commit_facts("scores"),
+    }
+    begun = store.read_json(_MADE_OF)
+    if begun is not None and (changed := [name for name, value in made_of.items() if begun[name] != value]):
+        raise ValueError(
+            f"{store.uri} was begun with another state of {run.uri} or of the held-out images ({', '.join(changed)} "
+            "changed since). Choose another --output."
+        )
+    store.write_json(_MADE_OF, made_of)
 
 
 def _state_name(cell: Cell) -> str:

@@ -246,8 +246,8 @@ def check_quarantine(
         )
         raise QuarantineError(
             f"{reasons.total()} of {num_samples} samples cannot be used so far ({counted}), more than "
-            f"max_quarantine_fraction {max_fraction:g} allows. Repair the input, or raise --max-quarantine-fraction: "
-            "the same command then goes on, and quarantine/ names all of them."
+            f"max_quarantine_fraction {max_fraction:g} allows. Raise --max-quarantine-fraction, and "
+            "the same command goes on: quarantine/ then names all of them. Or repair the input, for another --output."
         )
 
 

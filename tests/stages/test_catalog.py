@@ -11,6 +11,7 @@ import pytest
 
 from razor_ray import sources
 from razor_ray.config import InputConfig
+from razor_ray.labels import hugging_face_metadata
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
 from tests.conftest import png, write_folders, write_shards, write_tar, write_tars
@@ -109,11 +110,23 @@ def test_what_is_wrong_of_all_shards_is_told_once(tmp_path, digits, monkeypatch)
 
 def test_a_label_for_each_sample_is_none(tmp_path, digits):
     few = digits.slice(0, 40)
-    write_shards(few.set_column(1, "label", few["name"]), tmp_path, 1)
-    with pytest.raises(
-        sources.InputError, match="each of the 40 samples has a label of its own: 'label' seems to be no"
-    ):
-        assemble(InputConfig(path=str(tmp_path)))
+    each = few.set_column(1, "label", few["name"])
+    config = InputConfig(path=str(write_shards(each, tmp_path / "in", 1)))
+    with pytest.raises(sources.InputError, match="each of the 40 samples has a label of its own: 'label' seems to be"):
+        assemble(config)
+    # Where something says that these are the classes, one of each is few, and no mistake.
+    names = tuple(few["name"].to_pylist())
+    named = InputConfig(path=config.path, class_names=names)
+    assert assemble(named).class_sizes == (1,) * 40
+    of_names = assemble(named)
+    source = sources.find(config)
+    facts = [sources.inspect(source, 0, config)]
+    assert catalogs._assemble(source, config, facts, of_names).class_sizes == (1,) * 40
+    metadata = each.replace_schema_metadata(hugging_face_metadata(names))
+    assert assemble(InputConfig(path=str(write_shards(metadata, tmp_path / "subset", 1)))).class_sizes == (1,) * 40
+    assert assemble(InputConfig(path=str(write_folders(each, tmp_path / "folders")))).class_sizes == (1,) * 40
+    write_shards(pa.concat_tables([each, each.slice(0, 1)]), tmp_path / "twice", 1)
+    assert assemble(InputConfig(path=str(tmp_path / "twice"))).num_samples == 41
 
 
 def test_labels_of_held_out_images_that_no_class_has_are_known(tmp_path, digits):
@@ -129,4 +142,7 @@ def test_labels_of_held_out_images_that_no_class_has_are_known(tmp_path, digits)
     found = catalogs._assemble(source, held_out, facts, catalog)
     threes = digits["label"].to_pylist()[40:80].count(3)
     assert threes > 0
+    write_shards(digits.slice(0, 20).set_column(1, "label", pa.array([0, 1, -1, 12] * 5)), tmp_path / "ints", 1)
+    integers = InputConfig(path=str(tmp_path / "ints"), class_names=("a", "b"))
+    assert assemble(integers).unknown_labels == {"12": 5}
     assert found.unknown_labels == {"drei": threes}

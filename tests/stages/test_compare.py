@@ -305,6 +305,44 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     assert "| 1.000 | 1.000 | 1.000 | 1.000 |" in capfd.readouterr().out  # a run agrees with itself on the ranks
 
 
+@pytest.mark.parametrize("changed", ["input", "held-out", "proxy", "scores"])
+def test_trainings_of_other_images_or_scores_are_not_put_beside(run, tmp_path, capfd, changed):
+    shutil.copytree(run / "run", tmp_path / "run")
+    paths = ["--run", f"{tmp_path}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
+    options = ["--epochs", "1", "--keep-fractions", "0.2", "--methods", "random", "--no-train-on-all", "--seeds"]
+    assert main(["compare", *paths, *options, "0"]) == 0
+    assert main(["compare", *paths, *options, "0"]) == 0
+    if changed in ("proxy", "scores"):
+        commit = tmp_path / "run" / changed / ".commit.json"
+        facts = json.loads(commit.read_text())
+        commit.write_text(json.dumps(facts | {"weights_sha256": "other", "batch_size": 7}))
+    else:
+        begun = tmp_path / "out" / "_made_of.json"
+        begun.write_text(json.dumps(json.loads(begun.read_text()) | {changed: "other"}))
+    capfd.readouterr()
+    assert main(["compare", *paths, *options, "0", "1"]) == 2
+    assert f"({changed} changed since). Choose another --output." in capfd.readouterr().err
+    assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
+
+
+def test_what_is_known_stays_told_while_more_is_trained(run, tmp_path, monkeypatch):
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
+    options = ["--epochs", "1", "--keep-fractions", "0.2", "--methods", "random", "--no-train-on-all", "--seeds"]
+    assert main(["compare", *paths, *options, "0"]) == 0
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "Not complete" not in text
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparing, "_train_cells", stopped)
+    assert main(["compare", *paths, *options, "0", "1"]) == 130
+    again = (tmp_path / "out" / "compare.md").read_text()
+    assert "Not complete: 1 training is missing." in again
+    rows = [[line for line in of.splitlines() if "random" in line] for of in (text, again)]
+    assert rows[0] == rows[1] != []
+
+
 def test_validation_is_a_tenth_of_each_class_whatever_the_order():
     rng = np.random.default_rng(0)
     samples = Samples(ids=rng.permutation(1000), label=np.repeat([0, 1, 2], [600, 300, 100]))
