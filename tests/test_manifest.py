@@ -20,7 +20,13 @@ FACTS = {
     "proxy": {"arch": "resnet9", "image_size": 8, "num_classes": 3, "trained": False, "weights_sha256": "ab" * 32},
     "scores": {"num_samples": 8, "batch_size": 4, "precision": "float32", "hardness": "el2n"},
     "quarantine": {"num_samples": 2, "reasons": {"not an image": 1, "label is null": 1}},
-    "weights": {"num_samples": 8, "budget": 4, "ispl": {"scheme": "linear"}, "beta": 0.5},
+    "weights": {
+        "num_samples": 8,
+        "budget": 4,
+        "ispl": {"scheme": "linear"},
+        "beta": 0.5,
+        "contradicted_fraction": 0.25,
+    },
     "selection": {
         "num_kept": 4,
         "mean_kept_weight": 1.0,
@@ -69,7 +75,13 @@ def test_manifest_by_hand(tmp_path):
     assert got["reasons"] == FACTS["selection"]["reasons"]
     assert got["proxy"]["weights_sha256"] == "ab" * 32
     assert got["seed"] == 7
-    assert got["ispl"] == {"scheme": "linear", "beta": 0.5, "earlier_thresholds": []}
+    assert got["ispl"] == {
+        "scheme": "linear",
+        "beta": 0.5,
+        "contradicted_fraction": 0.25,
+        "earlier_thresholds": [],
+    }
+    assert got["scores_from"] is None
     # The proxy was given: one forward pass, a third of an epoch.
     assert got["scoring_cost"] == {"epochs": 1 / 3, "full_epochs": 100, "fraction": pytest.approx(1 / 300)}
     assert got["subset_bytes"] == 1234
