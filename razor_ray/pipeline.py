@@ -53,7 +53,10 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     if config.scores_from:
         config = reuse.settings(config)
     store = RunStore(config.output)
-    store.check_free(config)
+    try:
+        store.check_free(config)
+    except ValueError as error:
+        raise ValueError(f"{error}{reuse.offer(config, store)}") from error
     with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
         preflight.check_places(store, sources.find(config.input))

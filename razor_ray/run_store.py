@@ -42,17 +42,6 @@ _FOOTERS_AT_ONCE = 16
 _FILES = "files"
 
 _OF_PYARROW = ("file", "s3", "gs", "hdfs")
-_LEFT_OPEN = (
-    "scores_from:",
-    "keep_fraction:",
-    "seed:",
-    "sample.",
-    "score.hardness:",
-    "weigh.quota:",
-    "weigh.class_floor:",
-)
-"""Settings that did not make the scores of a run, as `config.differences` begins to tell of them."""
-
 _TAKES = "Use a local path, or s3://, gs:// or hdfs://, hf:// and whatever else fsspec opens."
 
 
@@ -164,14 +153,9 @@ class RunStore:
             kind = f"a run of {verb}" if (verb := configuration.verb_of(text)) else f"another kind of run ({error})"
             raise ValueError(f"{self.uri} holds {kind}. Choose another --output.") from error
         if changed := configuration.differences(config, found):
-            hint = ""
-            if isinstance(found, configuration.PruneConfig) and self.is_done("scores"):
-                hint = f" Its scores are there for another choice: another --output, and --scores-from {self.uri}."
-                left_open = _LEFT_OPEN if found.rounds > 1 else (*_LEFT_OPEN, "weigh.")
-                hint = hint if all(line.startswith(left_open) for line in changed) else ""
             raise ValueError(
                 f"{self.uri} holds another run ({'; '.join(changed)}). "
-                f"Choose another --output, or delete that folder to start anew.{hint}"
+                "Choose another --output, or delete that folder to start anew."
             )
 
     def is_done(self, stage: str) -> bool:

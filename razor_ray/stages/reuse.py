@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
@@ -46,7 +47,30 @@ def settings(config: PruneConfig) -> PruneConfig:
             f"{config.scores_from} holds no run of prune that has scored its samples. Name the folder of one by "
             "--scores-from; one that took its scores from there will do."
         )
-    made = from_dict(PruneConfig, begun)
+    settled, settling = _settle(config, from_dict(PruneConfig, begun), store)
+    if settling.wrong:
+        raise ValueError(
+            f"the scores of {config.scores_from} were made otherwise ({'; '.join(settling.wrong)}). Leave these "
+            "settings out to take them as they are, or leave out --scores-from to score anew."
+        )
+    if settling.taken:
+        say(f"note      as in {config.scores_from}: {', '.join(settling.taken)}")
+    return settled
+
+
+def offer(config: PruneConfig, store: RunStore) -> str:
+    """What to add to the refusal of a folder that holds another run: that its scores could be taken, if they could."""
+    with suppress(ValueError, OSError):  # whatever lies there; it is for the message only
+        begun = store.read_json(CONFIG)
+        if begun is not None and store.is_done("scores"):
+            _, settling = _settle(config, from_dict(PruneConfig, begun), store)
+            if not settling.wrong:
+                return f" Its scores are there for another choice: another --output, and --scores-from {store.uri}."
+    return ""
+
+
+def _settle(config: PruneConfig, made: PruneConfig, store: RunStore) -> tuple[PruneConfig, _Settling]:
+    """The configuration with what made the scores in a store, and how it differed."""
     proxy, scores = store.commit_facts("proxy"), store.commit_facts("scores")
     settling = _Settling(
         {
@@ -65,14 +89,7 @@ def settings(config: PruneConfig) -> PruneConfig:
     if made.rounds > 1:  # in which the proxy learned by these
         weigh = settling.all_of("weigh.", config.weigh, made.weigh, WeighConfig(), own=_QUOTA_ALONE)
         settled = dataclasses.replace(settled, weigh=weigh)
-    if settling.wrong:
-        raise ValueError(
-            f"the scores of {config.scores_from} were made otherwise ({'; '.join(settling.wrong)}). Leave these "
-            "settings out to take them as they are, or leave out --scores-from to score anew."
-        )
-    if settling.taken:
-        say(f"note      as in {config.scores_from}: {', '.join(settling.taken)}")
-    return settled
+    return settled, settling
 
 
 class _Settling:

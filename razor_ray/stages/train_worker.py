@@ -182,9 +182,10 @@ class Worker:
             if self.task.with_dynamics:
                 self.observed.append(_observe(batch["sample_id"], labels.to(self.device), logits))
             self.num_seen += len(labels)
-            totals += torch.tensor([loss, 1, len(labels), int((labels < 0).sum())], dtype=torch.float64)
-            if an_unusable is None and bool((labels < 0).any()):
-                an_unusable = int(batch["sample_id"][labels < 0][0])
+            unusable_ids = batch["sample_id"][labels < 0]
+            totals += torch.tensor([loss, 1, len(labels), len(unusable_ids)], dtype=torch.float64)
+            if an_unusable is None and len(unusable_ids):
+                an_unusable = int(unusable_ids[0])
         totals = self._sum_over_workers(totals)
         seconds = time.perf_counter() - started
         seen, unusable = int(totals[2]), int(totals[3])
