@@ -20,7 +20,7 @@ from razor_ray.schema import DYNAMICS_NAMES
 
 @dataclass(slots=True)
 class Dynamics:
-    """Sums over the epochs so far, for each of n samples.
+    """Sums over the epochs so far, for each of n samples that at least one of them saw.
 
     All arrays have shape (n,).
     """
@@ -28,7 +28,7 @@ class Dynamics:
     sample_id: NDArray[np.int64]
     """Ascending."""
     count: NDArray[np.int64]
-    """Epochs that saw the sample."""
+    """Epochs that saw the sample; at least 1."""
     el2n: NDArray[np.float64]
     p: NDArray[np.float64]
     """Of the predicted probability of the label."""
@@ -41,21 +41,8 @@ class Dynamics:
     """Bit e: epoch e got it right."""
 
     @classmethod
-    def empty(cls, sample_id: NDArray[np.int64]) -> Dynamics:
-        """No epoch seen yet.
-
-        Parameters
-        ----------
-        sample_id : ndarray of shape (n,)
-            In any order, each once.
-        """
-        ids = np.unique(np.asarray(sample_id, np.int64))
-        count, seen, correct = np.zeros((3, len(ids)), np.int64)
-        el2n, p, p_squared, margin = np.zeros((4, len(ids)))
-        return cls(ids, count, el2n, p, p_squared, margin, seen, correct)
-
-    def add(
-        self,
+    def of_epoch(
+        cls,
         epoch: int,
         sample_id: NDArray[np.int64],
         *,
@@ -63,40 +50,42 @@ class Dynamics:
         p: NDArray[np.floating],
         margin: NDArray[np.floating],
         correct: NDArray[np.bool_],
-    ) -> None:
-        """Count what an epoch saw of some samples, each at most once an epoch.
+    ) -> Dynamics:
+        """What one epoch saw of some samples; without those whose step overflowed, which tells nothing of them.
 
         Parameters
         ----------
         epoch : int
             0..MAX_PROXY_EPOCHS - 1.
         sample_id : ndarray of shape (B,)
-            Of samples that `empty` was given.
+            In any order. Of a sample that was seen twice the first counts.
         el2n, p, margin, correct : ndarray of shape (B,)
 
         Raises
         ------
         ValueError
-            If the epoch is out of range or a sample is not known.
+            If the epoch is out of range.
         """
         if not 0 <= epoch < MAX_PROXY_EPOCHS:
             raise ValueError(f"epoch must be in 0..{MAX_PROXY_EPOCHS - 1}, got {epoch}.")
-        at = np.searchsorted(self.sample_id, sample_id)
-        if len(sample_id) and (at.max(initial=0) >= len(self.sample_id) or (self.sample_id[at] != sample_id).any()):
-            raise ValueError("a sample that is not known was counted.")
-        finite = np.isfinite(el2n) & np.isfinite(p) & np.isfinite(margin)  # a step that overflowed tells nothing
-        at, kept = at[finite], finite
-        bit = np.int64(1) << np.int64(epoch)
-        self.count[at] += 1
-        self.el2n[at] += el2n[kept]
-        self.p[at] += p[kept]
-        self.p_squared[at] += np.square(p[kept], dtype=np.float64)
-        self.margin[at] += margin[kept]
-        self.seen[at] |= bit
-        self.correct[at] |= np.where(correct[kept], bit, np.int64(0))
+        finite = np.flatnonzero(np.isfinite(el2n) & np.isfinite(p) & np.isfinite(margin))
+        ids, first = np.unique(np.asarray(sample_id, np.int64)[finite], return_index=True)  # (n,)
+        rows = finite[first]
+        el2n, p, margin = (np.asarray(column, np.float64)[rows] for column in (el2n, p, margin))
+        seen = np.full(len(ids), np.int64(1) << np.int64(epoch))
+        return cls(
+            sample_id=ids,
+            count=np.ones(len(ids), np.int64),
+            el2n=el2n,
+            p=p,
+            p_squared=np.square(p),
+            margin=margin,
+            seen=seen,
+            correct=np.where(np.asarray(correct)[rows], seen, np.int64(0)),
+        )
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        r"""Scores, all higher = harder but `mean_p`; NaN for a sample that no epoch saw.
+        r"""Scores, all higher = harder but `mean_p`.
 
         Returns
         -------
@@ -107,17 +96,16 @@ class Dynamics:
             area under the margin. `forgetting`: times that a sample was right and then wrong in the next epoch that
             saw it (Toneva et al. 2019); for one that was never right the number of its epochs + 1.
         """
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean_el2n, mean_p, margin = self.el2n / self.count, self.p / self.count, self.margin / self.count
-            # Rounding may leave a little less than nothing.
-            deviation = np.sqrt(np.maximum(self.p_squared / self.count - mean_p**2, 0.0))
+        mean_el2n, mean_p, margin = self.el2n / self.count, self.p / self.count, self.margin / self.count
+        # Rounding may leave a little less than nothing.
+        deviation = np.sqrt(np.maximum(self.p_squared / self.count - mean_p**2, 0.0))
         values = {
             "mean_el2n": mean_el2n,
             "mean_p": mean_p,
             "dyn_unc": deviation,
             "dual": deviation * (1 - mean_p),
             "aum": -margin,
-            "forgetting": np.where(self.count > 0, self._forgetting(), np.nan),
+            "forgetting": self._forgetting(),
         }
         return {name: values[name].astype(np.float32) for name in DYNAMICS_NAMES}
 
@@ -137,9 +125,12 @@ def merge(parts: Iterable[Dynamics]) -> Dynamics:
     Sums are over the parts in their order.
     """
     parts = list(parts)
-    total = Dynamics.empty(np.concatenate([part.sample_id for part in parts] or [np.zeros(0, np.int64)]))
+    ids = np.unique(np.concatenate([part.sample_id for part in parts] or [np.zeros(0, np.int64)]))
+    count, seen, correct = np.zeros((3, len(ids)), np.int64)
+    el2n, p, p_squared, margin = np.zeros((4, len(ids)))
+    total = Dynamics(ids, count, el2n, p, p_squared, margin, seen, correct)
     for part in parts:
-        at = np.searchsorted(total.sample_id, part.sample_id)
+        at = np.searchsorted(ids, part.sample_id)
         for name in ("count", "el2n", "p", "p_squared", "margin"):
             getattr(total, name)[at] += getattr(part, name)
         for name in ("seen", "correct"):

@@ -162,7 +162,8 @@ def _read(store: RunStore) -> Holder | None:
     """
     for _ in range(_LOOKS):
         try:
-            value = store.read_json(LEASE)
+            text = store.read_text(LEASE)
+            value = None if text is None else json.loads(text)
         except FileNotFoundError:
             return None  # released between two looks
         except json.JSONDecodeError:

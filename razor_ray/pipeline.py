@@ -298,8 +298,11 @@ def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, 
 def _check_budget(config: PruneConfig, catalog: catalogs.Catalog) -> None:
     """Refuse a budget that the class floors exceed before anything is trained or scored for it."""
     sizes = np.array([size for size in catalog.class_sizes if size > 0], np.int64)  # (C,)
-    budget = weights.budget(int(sizes.sum()), config.keep_fraction)
-    weights.class_quotas(np.ones(len(sizes)), sizes, budget, config.weigh.class_floor)
+    # The floors first, though they take a budget of nothing too: they tell the fraction that will do for both.
+    weights.class_quotas(
+        np.ones(len(sizes)), sizes, round(config.keep_fraction * sizes.sum()), config.weigh.class_floor
+    )
+    weights.budget(int(sizes.sum()), config.keep_fraction)
 
 
 def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:

@@ -18,7 +18,7 @@ import urllib.parse
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -140,7 +140,7 @@ class RunStore:
             If the folder holds a run of another configuration, or files that are no run.
         """
         try:
-            text = self._read_text(CONFIG)
+            text = self.read_text(CONFIG)
             if text is None and self._visible(self.root):
                 raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it.")
         except NotADirectoryError as error:
@@ -160,10 +160,7 @@ class RunStore:
 
     def is_done(self, stage: str) -> bool:
         """Whether the stage has committed; a commit file that was not written to its end is none."""
-        try:
-            return self.read_json(f"{stage}/{COMMIT}") is not None
-        except json.JSONDecodeError:
-            return False
+        return self.read_json(f"{stage}/{COMMIT}") is not None
 
     def commit_facts(self, stage: str) -> dict[str, Any]:
         """What the stage said when it committed."""
@@ -280,10 +277,22 @@ class RunStore:
         """Delete a file of the run, if it is there."""
         self._delete_file(self.path(name))
 
+    def read_text(self, name: str) -> str | None:
+        """A text file of the run, or None if there is none."""
+        if not self._exists(self.path(name)):
+            return None
+        with self.filesystem.open_input_stream(self.path(name)) as stream:
+            return stream.read().decode()
+
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of the run, or None if there is none."""
-        text = self._read_text(name)
-        return None if text is None else json.loads(text)
+        """A JSON file of the run; None if there is none, or not all of it.
+
+        Where writes go to their place, whoever wrote it may have died before its end.
+        """
+        text = self.read_text(name)
+        with suppress(json.JSONDecodeError):
+            return None if text is None else json.loads(text)
+        return None
 
     def _commit(self, stage: str) -> dict[str, Any]:
         content = self.read_json(f"{stage}/{COMMIT}")
@@ -301,12 +310,6 @@ class RunStore:
     def _delete_dir(self, path: str) -> None:
         if self._exists(path):
             self.filesystem.delete_dir(path)
-
-    def _read_text(self, name: str) -> str | None:
-        if not self._exists(self.path(name)):
-            return None
-        with self.filesystem.open_input_stream(self.path(name)) as stream:
-            return stream.read().decode()
 
     def _exists(self, path: str) -> bool:
         return self.filesystem.get_file_info(path).type != pafs.FileType.NotFound

@@ -178,6 +178,15 @@ def piece_name(shard_id: int, first_row: int) -> str:
     return f"part-{shard_id:06d}-{first_row:010d}"
 
 
+def shard_name(shard_id: int) -> str:
+    """Of the file in `subset/` with what is kept of a shard.
+
+    >>> shard_name(3)
+    'part-000003.parquet'
+    """
+    return f"part-{shard_id:06d}.parquet"
+
+
 def first_id(file_name: str) -> int:
     """The identity of the first sample of a piece, by the name of its file.
 

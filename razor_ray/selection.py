@@ -36,11 +36,14 @@ class Samples:
     """(N, D)"""
     hardness: str = "el2n"
     """The score that ranks samples, for methods that do not name one of their own."""
+    tie_break: NDArray[np.integer] | None = None
+    """(N,) Integers that tell samples of the same id apart, where ids are given twice."""
 
     def __post_init__(self) -> None:
         lengths = {"label": len(self.label)} | {name: len(column) for name, column in self.scores.items()}
-        if self.embedding is not None:
-            lengths["embedding"] = len(self.embedding)
+        for name, array in (("embedding", self.embedding), ("tie_break", self.tie_break)):
+            if array is not None:
+                lengths[name] = len(array)
         if wrong := {name: length for name, length in lengths.items() if length != len(self.ids)}:
             raise ValueError(f"arrays must have a row for each of the {len(self.ids)} ids, got {wrong}.")
 
@@ -52,6 +55,7 @@ class Samples:
             scores={name: column[rows] for name, column in self.scores.items()},
             embedding=None if self.embedding is None else self.embedding[rows],
             hardness=self.hardness,
+            tie_break=None if self.tie_break is None else self.tie_break[rows],
         )
 
     def column(self, name: str) -> NDArray[np.float64]:
@@ -129,6 +133,7 @@ def gamma_razor(
             hardness=hardness[rows],
             embedding=None if samples.embedding is None else samples.embedding[rows],
             ids=samples.ids[rows],
+            tie_break=None if samples.tie_break is None else samples.tie_break[rows],
             quota=int(quota),
             seed=seed,
             label=label,

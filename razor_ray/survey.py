@@ -101,7 +101,7 @@ def read_kept(store: RunStore, sample_id: list[int]) -> dict[int, bytes | None]:
     for shard in sorted({identity >> schema.ROW_BITS for identity in sample_id}):
         wanted = [identity for identity in sample_id if identity >> schema.ROW_BITS == shard]
         # The subset has a file per shard, with samples in order of their identity.
-        with pq.ParquetFile(store.path("subset", f"part-{shard:05d}.parquet"), filesystem=store.filesystem) as file:
+        with pq.ParquetFile(store.path("subset", schema.shard_name(shard)), filesystem=store.filesystem) as file:
             column = file.schema_arrow.names.index("sample_id")
             for group in range(file.num_row_groups):
                 limits = file.metadata.row_group(group).column(column).statistics

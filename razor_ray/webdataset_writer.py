@@ -30,7 +30,7 @@ def write_tars(filesystem: pafs.FileSystem, path: str, folder: str) -> list[int]
     path : str
         A Parquet file of `schema.SUBSET`.
     folder : str
-        Where to put the tars, part-00000-000.tar and so on, of at most `SAMPLES_PER_TAR`.
+        Where to put the tars, part-000000-000.tar and so on, of at most `SAMPLES_PER_TAR`.
 
     Returns
     -------

@@ -17,10 +17,10 @@ def run(p, *, correct=None, ids=None) -> Dynamics:
     p = np.asarray(p, float)
     ids = np.arange(p.shape[1]) if ids is None else np.asarray(ids)
     correct = p > 0.5 if correct is None else np.asarray(correct, bool)
-    found = Dynamics.empty(ids)
-    for epoch, row in enumerate(p):
-        found.add(epoch, ids, el2n=1 - row, p=row, margin=10 * row, correct=correct[epoch])
-    return found
+    return merge(
+        Dynamics.of_epoch(epoch, ids, el2n=1 - row, p=row, margin=10 * row, correct=correct[epoch])
+        for epoch, row in enumerate(p)
+    )
 
 
 def test_by_hand():
@@ -49,27 +49,42 @@ def test_forgetting_by_hand(right, events):
     assert run(np.zeros((4, 1)), correct=correct).scores()["forgetting"] == [events]
 
 
+def one_step(epoch, p, *, ids=(7,), correct=True, el2n=0.5) -> Dynamics:
+    """What an epoch saw of samples that it took alike."""
+    same = np.full(len(ids), 1.0)
+    columns = {"el2n": el2n * same, "p": p * same, "margin": same, "correct": same == float(correct)}
+    return Dynamics.of_epoch(epoch, np.array(ids), **columns)
+
+
 def test_an_epoch_that_did_not_see_a_sample_is_no_event():
-    found = Dynamics.empty(np.array([7]))
-    for epoch, correct in ((0, True), (2, False)):
-        one = np.array([0.5])
-        found.add(epoch, np.array([7]), el2n=one, p=one, margin=one, correct=np.array([correct]))
+    found = merge([one_step(0, 0.5, correct=True), one_step(2, 0.5, correct=False)])
     assert found.scores()["forgetting"] == [1]
     assert found.count == [2]
 
 
-def test_a_sample_that_was_never_seen_has_no_scores():
-    scores = Dynamics.empty(np.array([3])).scores()
-    assert all(np.isnan(scores[name]).all() for name in NAMES)
+def test_nothing_was_seen():
+    assert merge([]).sample_id.shape == (0,)
+    assert all(values.shape == (0,) for values in merge([]).scores().values())
 
 
-def test_a_step_that_overflowed_is_not_counted():
-    found = run([[0.5]])
-    found.add(
-        1, np.array([0]), el2n=np.array([np.nan]), p=np.array([0.1]), margin=np.array([0.0]), correct=np.array([True])
-    )
-    assert found.count == [1]
-    assert found.scores()["mean_p"] == [0.5]
+@pytest.mark.parametrize("broken", ["el2n", "p", "margin"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_overflowed_is_not_counted(broken, value):
+    columns = {name: np.array([0.25, 0.25]) for name in ("el2n", "p", "margin")} | {"correct": np.array([True, True])}
+    columns[broken][0] = value
+    step = Dynamics.of_epoch(1, np.array([7, 8]), **columns)
+    assert step.sample_id.tolist() == [8]  # of the other nothing is known
+    found = merge([one_step(0, 0.75), step])
+    assert (found.sample_id.tolist(), found.count.tolist()) == ([7, 8], [1, 1])
+    assert found.scores()["mean_p"].tolist() == [0.75, 0.25]
+    assert all(np.isfinite(values).all() for values in found.scores().values())
+
+
+def test_of_a_sample_that_came_twice_the_first_counts():
+    columns = {"el2n": np.zeros(3), "margin": np.zeros(3), "correct": np.array([True, False, False])}
+    found = Dynamics.of_epoch(0, np.array([9, 7, 9]), p=np.array([0.5, 0.25, 0.125]), **columns)
+    assert (found.sample_id.tolist(), found.p.tolist(), found.count.tolist()) == ([7, 9], [0.25, 0.5], [1, 1])
+    assert found.correct.tolist() == [0, 1]
 
 
 def test_ids_above_2_to_the_32():
@@ -96,23 +111,19 @@ def test_workers_may_share_samples_in_any_way(epochs, num_samples, seed):
     rng = np.random.default_rng(seed)
     p, owner = rng.random((epochs, num_samples)), rng.integers(0, 2, (epochs, num_samples))
     ids = rng.permutation(num_samples)
-    workers = [Dynamics.empty(ids) for _ in range(2)]
+    workers = [merge([]) for _ in range(2)]
     for epoch in range(epochs):
-        for rank, worker in enumerate(workers):
+        for rank in range(2):
             mine = owner[epoch] == rank
             row = p[epoch, mine]
-            worker.add(epoch, ids[mine], el2n=1 - row, p=row, margin=10 * row, correct=row > 0.5)
+            seen = Dynamics.of_epoch(epoch, ids[mine], el2n=1 - row, p=row, margin=10 * row, correct=row > 0.5)
+            workers[rank] = merge([workers[rank], seen])
     merged, alone = merge(workers).scores(), run(p, ids=ids).scores()
     for name in NAMES:
         np.testing.assert_allclose(merged[name], alone[name], atol=1e-6)
 
 
-def test_misuse_is_refused():
-    found, one = Dynamics.empty(np.array([1, 2])), np.array([0.5])
-    with pytest.raises(ValueError, match="not known"):
-        found.add(0, np.array([3]), el2n=one, p=one, margin=one, correct=np.array([True]))
-    with pytest.raises(ValueError, match="not known"):
-        found.add(0, np.array([0]), el2n=one, p=one, margin=one, correct=np.array([True]))
+@pytest.mark.parametrize("epoch", [-1, MAX_PROXY_EPOCHS])
+def test_an_epoch_without_a_bit_is_refused(epoch):
     with pytest.raises(ValueError, match="epoch must be in"):
-        found.add(MAX_PROXY_EPOCHS, np.array([1]), el2n=one, p=one, margin=one, correct=np.array([True]))
-    assert found.count.sum() == 0
+        one_step(epoch, 0.5)

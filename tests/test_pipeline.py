@@ -209,7 +209,7 @@ def test_what_auto_stood_for_may_be_given(run, tmp_path):
     [
         ("catalog", "has scored other samples than those of"),
         ("proxy", "has another proxy than when this run began"),
-        ("quarantine", "9 of 400 samples cannot be used so far (9 not an image)"),
+        ("quarantine", "the same command goes on: {scored}/quarantine names all of them."),
     ],
 )
 def test_scores_of_a_run_that_is_another_by_now(run, tmp_path, capfd, monkeypatch, changed, message):
@@ -237,7 +237,8 @@ def test_scores_of_a_run_that_is_another_by_now(run, tmp_path, capfd, monkeypatc
         commit.write_text(json.dumps(facts))
     assert main(arguments) == 2
     error = capfd.readouterr().err
-    assert message in error
+    assert message.format(scored=scored) in error
+    assert ("9 of 400 samples cannot be used so far (9 not an image)" in error) == (changed == "quarantine")
     assert "Traceback" not in error
     assert not (tmp_path / "out" / "scores").exists()
 
@@ -486,6 +487,9 @@ def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it,
             ["--weigh.class-floor", "20"],
             "a floor of 20 for each of 10 classes takes 200 samples, but the budget is 120",
         ),
+        # In one message what will do: a fraction of one sample would be refused again, for the floors.
+        (["--keep-fraction", "0.0001"], "the budget is 0 of 400. Pass keep_fraction of at least 0.025,"),
+        (["--keep-fraction", "0.0001", "--weigh.class-floor", "0"], "comes to 0 samples. Pass at least 0.00125"),
     ],
 )
 def test_a_request_that_cannot_be_met_leaves_no_folder_behind(run, weights_file, tmp_path, capfd, option, message):

@@ -132,6 +132,16 @@ def test_a_stage_is_done_when_it_has_committed(store):
     assert store.read("scores", ["x"]).num_rows == 1003
 
 
+def test_half_of_a_json_file_is_none(store):
+    store.write_json("scores/.commit.json", {"num_samples": 3})
+    assert store.read_json("scores/.commit.json") == {"num_samples": 3}
+    assert store.is_done("scores")
+    for text in ('{"num_samples": ', ""):
+        Path(store.path("scores", ".commit.json")).write_text(text)
+        assert store.read_json("scores/.commit.json") is None
+        assert not store.is_done("scores")
+
+
 def test_a_stage_without_a_commit_file_has_not_happened(store):
     commit(store, "scores", names=("a", "b"))
     Path(store.path("scores", ".commit.json")).unlink()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray
 import torch
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ from razor_ray.config import CompareConfig
 from razor_ray.hashing import VALIDATION, hash_ids
 from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import say, stage
-from razor_ray.run_store import CONFIG, RunStore, write_table
+from razor_ray.run_store import CONFIG, RunStore, open_filesystem, write_table
 from razor_ray.selection import Method, Samples, gamma_razor
 from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
@@ -75,6 +76,8 @@ class Data:
     arch: str
     num_classes: int
     image_size: int
+    weights: bytes | None = None
+    """The state_dict that trainings start from, if one was given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +255,7 @@ def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArra
     sample_id = table["sample_id"].to_numpy()
     embedding = table["embedding"].combine_chunks()
     samples = Samples(
+        tie_break=sample_id,
         ids=random_ids(sample_id, table["key"].to_pylist(), by_key=begun["input"]["id_column"] is not None),
         label=table["label"].to_numpy().astype(np.int64),
         scores={name: table[name].to_numpy() for name in names},
@@ -294,6 +298,8 @@ def _gather(
         raise ValueError(f"images of {catalog.input.path} that the run has scored cannot be decoded any more.")
     if held_out:
         _, eval_pixels, eval_label = _decode(held_out, size, "held-out")
+        if num_lost := held_out.num_samples - len(eval_label):
+            say(f"warning   {num_lost:,} held-out images could not be used, and count in no figure")
     else:
         aside = validation_mask(samples)
         margin = (stored - size) // 2  # the middle of what crops for training are taken from
@@ -303,7 +309,8 @@ def _gather(
     if len(place) < len(pixels):
         pixels = pixels[place]
     arch = model.resolve_arch(config.model.arch, size)
-    return Data(samples, pixels, eval_pixels, eval_label, arch, len(catalog.class_names), size)
+    given = None if config.model.weights is None else model.read_file(*open_filesystem(config.model.weights))
+    return Data(samples, pixels, eval_pixels, eval_label, arch, len(catalog.class_names), size, given)
 
 
 def validation_mask(samples: Samples) -> NDArray[np.bool_]:
@@ -352,7 +359,7 @@ def _train_cells(
     # Here, lest it depend on where a cell is trained.
     device = torch.device("cuda" if gpus else "cpu")
     config = replace(config, precision=training.choose_precision(config.precision, device))
-    options = {"num_cpus": threads} | ({"num_gpus": min(1.0, gpus / workers)} if gpus else {})
+    options = {"num_cpus": threads} | ({"num_gpus": runtime.share_of_gpu(workers)} if gpus else {})
     shared = ray.put(data)
     calls = ((cell, config, shared, folder, threads) for cell in missing)
     for index, found in runtime.run_tasks(_train_cell, calls, name="compare", **options):
@@ -383,7 +390,10 @@ def _steps_and_row(
     device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
     precision = training.choose_precision(config.precision, device)  # as the driver chose
     torch.manual_seed(cell.seed)
-    network = model.build(data.arch, data.num_classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = model.build(data.arch, data.num_classes)
+    if data.weights is not None:
+        model.load_weights(network, data.weights, str(config.model.weights))
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     num_steps = _num_steps(config, cell, num_samples)
     arithmetic = (precision, device.type, str(threads), torch.__version__, razor_ray.__version__)
     checkpoint = folder.checkpoint(cell, _digest(data, rows, network, arithmetic))
@@ -476,6 +486,11 @@ def _stability(run: RunStore, samples: Samples, sample_id: NDArray[np.int64], ot
         raise ValueError(
             f"{other.uri} was scored by the same proxy as {run.uri}: that they agree tells nothing. Give runs whose "
             "proxies were trained with other seeds."
+        )
+    if samples.hardness not in pq.read_schema(other.files("scores")[0], filesystem=other.filesystem).names:
+        raise ValueError(
+            f"{other.uri} has no score {samples.hardness!r}, by which {run.uri} ranks. Pass a --hardness "
+            "that both have, such as el2n, or leave that run out of --other-runs."
         )
     table = other.read("scores", ["sample_id", samples.hardness]).sort_by("sample_id")
     if not np.array_equal(table["sample_id"].to_numpy(), sample_id):

@@ -172,7 +172,8 @@ def take_scores(catalog: catalogs.Catalog, earlier: RunStore, store: RunStore, c
     if proxy["weights_sha256"] != store.commit_facts("proxy")["weights_sha256"]:
         raise ValueError(f"{earlier.uri} has another proxy than when this run began. Choose another --output.")
     reasons = Counter(earlier.commit_facts("quarantine")["reasons"])
-    check_quarantine(reasons, catalog.num_samples, config.max_quarantine_fraction)
+    named_in = earlier.address("quarantine")
+    check_quarantine(reasons, catalog.num_samples, config.max_quarantine_fraction, named_in=named_in)
     facts = earlier.commit_facts("scores")
     facts["hardness"] = hardness_column(config.score, schema.DYNAMICS_NAMES if proxy["trained"] else ())
     folders = {name: store.begin(name) for name in ("scores", "quarantine")}

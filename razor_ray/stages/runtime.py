@@ -179,6 +179,15 @@ def num_gpus(device: str = "auto") -> int:
     return 0 if device == "cpu" else found
 
 
+def share_of_gpu(num_workers: int) -> float:
+    """What each of so many workers takes of a GPU of the cluster as it is now.
+
+    As many share each, since no worker has parts of two. GPUs that an autoscaler has yet to bring are not shared.
+    """
+    found = num_gpus()
+    return 1 / -(-num_workers // found) if found else 1.0
+
+
 def gpus_of_this_node() -> int:
     """GPUs of the node that this process runs on, at least 1."""
     here = ray.get_runtime_context().get_node_id()

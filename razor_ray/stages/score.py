@@ -235,9 +235,17 @@ def is_too_many(reasons: Counter[str], num_samples: int, max_fraction: float) ->
 
 
 def check_quarantine(
-    reasons: Counter[str], num_samples: int, max_fraction: float, examples: Mapping[str, str] | None = None
+    reasons: Counter[str],
+    num_samples: int,
+    max_fraction: float,
+    examples: Mapping[str, str] | None = None,
+    *,
+    named_in: str = "",
 ) -> None:
-    """Raise QuarantineError if too many samples of the input were unusable; it says where one of each reason is."""
+    """Raise QuarantineError if too many samples of the input were unusable.
+
+    It says where one of each reason is (`examples`), or the folder in which all of them are named already.
+    """
     if is_too_many(reasons, num_samples, max_fraction):
         of = examples or {}
         counted = "; ".join(
@@ -247,7 +255,8 @@ def check_quarantine(
         raise QuarantineError(
             f"{reasons.total()} of {num_samples} samples cannot be used so far ({counted}), more than "
             f"max_quarantine_fraction {max_fraction:g} allows. Raise --max-quarantine-fraction, and "
-            "the same command goes on: quarantine/ then names all of them. Or repair the input, for another --output."
+            f"the same command goes on: {named_in or 'quarantine/ then'} names all of them. "
+            "Or repair the input, for another --output."
         )
 
 
@@ -433,10 +442,7 @@ def _resources(config: ScoreConfig, device: str, image_size: int) -> Resources:
     if not gpus:
         # One machine does not grow; a cluster may, up to the number of workers that was asked for.
         return Resources(min(workers, cpus) if runtime.is_private() else workers, 1.0, 0.0, batch_size, precision)
-    # More workers than GPUs share them, as many to each, since no actor has parts of two; GPUs that an autoscaler has
-    # yet to bring are not shared.
-    share = 1 / -(-workers // gpus) if runtime.num_gpus() else 1.0
-    return Resources(workers, 1.0, share, batch_size, precision)
+    return Resources(workers, 1.0, runtime.share_of_gpu(workers), batch_size, precision)
 
 
 def _resources_as_begun(config: ScoreConfig, proxy: Proxy, store: RunStore) -> Resources:
@@ -446,10 +452,7 @@ def _resources_as_begun(config: ScoreConfig, proxy: Proxy, store: RunStore) -> R
     """
     resources = _resources(config, proxy.device, proxy.image_size)
     name = f"{BEGUN}/begun.json"
-    try:
-        begun = store.read_json(name)
-    except json.JSONDecodeError:  # killed while it was written, before anything was scored
-        begun = None
+    begun = store.read_json(name)
     if begun is None or not store.finished("scores"):
         begun = {"batch_size": resources.batch_size, "precision": resources.precision, "gpu": resources.num_gpus > 0}
         store.write_json(name, begun)

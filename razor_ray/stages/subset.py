@@ -108,7 +108,7 @@ def _write_shards(
     shards = schema.shard_ids(kept["sample_id"].to_numpy())  # (K,)
     num_bytes = 0
     for shard in np.unique(shards).tolist():
-        path = f"{folder}/part-{shard:05d}.parquet"
+        path = f"{folder}/{schema.shard_name(shard)}"
         _write_shard(catalog, filesystem, path, shard, kept.filter(pa.array(shards == shard)), mean_weight)
         num_bytes += filesystem.get_file_info(path).size or 0
     return {"num_rows": kept.num_rows, "num_bytes": num_bytes}

@@ -282,8 +282,7 @@ def _follow(
     while True:
         is_last = ended.wait(1.0)
         # A store that does not answer for a moment must not end this: without it the run would seem to stand still.
-        # One that writes in place may give half of a file.
-        with suppress(OSError, json.JSONDecodeError):
+        with suppress(OSError):
             for line in read_metrics(store, folder)[num_epochs:]:
                 num_epochs += 1
                 finished += line["num_samples"]

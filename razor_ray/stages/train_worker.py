@@ -144,7 +144,7 @@ class Worker:
         )
         self.lines: list[dict[str, Any]] = []
         self.next_epoch = 1
-        self.dynamics = Dynamics.empty(np.zeros(0, np.int64))
+        self.dynamics = dynamics.merge([])
         self.observed: list[dict[str, Tensor]] = []
         """What this epoch's steps saw of each sample."""
 
@@ -244,9 +244,7 @@ class Worker:
             return
         columns = {name: torch.cat([step[name] for step in self.observed]).cpu().numpy() for name in self.observed[0]}
         self.observed.clear()
-        of_epoch = Dynamics.empty(columns["sample_id"])
-        of_epoch.add(epoch - 1, **columns)
-        self.dynamics = dynamics.merge([self.dynamics, of_epoch])
+        self.dynamics = dynamics.merge([self.dynamics, Dynamics.of_epoch(epoch - 1, **columns)])
         name = f"epoch-{epoch:04d}-rank-{self.rank:04d}.parquet"
         self.task.filesystem.create_dir(f"{self.task.folder}/{_DYNAMICS}", recursive=True)
         write_table(self.task.filesystem, f"{self.task.folder}/{_DYNAMICS}/{name}", to_table(self.dynamics))
@@ -318,7 +316,7 @@ def dynamics_files(filesystem: pafs.FileSystem, folder: str, epoch: int) -> list
 
 
 def _observe(sample_id: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
-    """What a step tells of each of its samples that can be used, as `Dynamics.add` takes it."""
+    """What a step tells of each of its samples that can be used, as `Dynamics.of_epoch` takes it."""
     usable = labels >= 0
     logits, labels = logits[usable].float(), labels[usable]
     scores = hardness.all_scores(logits, labels)

@@ -19,9 +19,10 @@ import torch
 
 from razor_ray import model, training, weights
 from razor_ray.cli import main
-from razor_ray.config import CompareConfig
+from razor_ray.config import CompareConfig, InputConfig, ModelConfig, PruneConfig, from_dict
 from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples
+from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
 from tests.conftest import write_shards
 
@@ -285,6 +286,77 @@ def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):
         assert not list(comparing._train_cells(config, cells, None, None))  # type: ignore[arg-type]
         assert len(calls) == len(cells) > 1
         assert {given.precision for _, given, *_ in calls} == {chosen}
+
+
+@pytest.mark.parametrize(
+    ("resources", "num_workers", "share"),
+    [({"CPU": 8.0, "GPU": 2.0}, "auto", 1.0), ({"CPU": 8.0, "GPU": 2.0}, 3, 0.5), ({"CPU": 8.0}, 3, None)],
+)
+def test_trainings_share_gpus_as_many_to_each(monkeypatch, resources, num_workers, share):
+    given = {}
+    monkeypatch.setattr(comparing.runtime.ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr(comparing.runtime, "run_tasks", lambda *_, **options: given.update(options) or iter(()))
+    config = CompareConfig(run="run", output="out", num_workers=num_workers)
+    assert not list(comparing._train_cells(config, [], None, None))  # type: ignore[arg-type]
+    assert given.get("num_gpus") == share
+
+
+def test_trainings_start_from_weights_that_are_given(run, tmp_path, capfd):
+    """With a rate at which nothing is learned, a training ends where it started."""
+    torch.manual_seed(7)
+    given = model.build("lenet", 10)
+    (tmp_path / "given.safetensors").write_bytes(model.save_weights(given))
+    pruned = RunStore(f"{run}/run")
+    samples, sample_id = comparing.read_samples(pruned)
+    catalog = catalogs.read(from_dict(PruneConfig, pruned.read_json("config.json")).input, pruned)
+    encoded = pq.read_table(run / "test")["image"].to_pylist()
+    table = pq.read_table(run / "test").set_column(0, "image", pa.array([b"no image", *encoded[1:]], pa.binary()))
+    held_out = catalogs.build(InputConfig(path=str(write_shards(table, tmp_path / "test", 1))), like=catalog)
+    rows = {}
+    for weights_of in (None, f"{tmp_path}/given.safetensors"):
+        network = ModelConfig(arch="lenet", image_size=32, weights=weights_of)
+        config = CompareConfig(run="run", output="out", model=network, learning_rate=1e-12, augment="none", epochs=1)
+        data = comparing._gather(config, samples, sample_id, catalog, held_out)
+        assert "warning   1 held-out images could not be used, and count in no figure" in capfd.readouterr().err
+        assert data.eval_label.tolist() == table["label"].to_pylist()[1:]
+        *_, rows[weights_of] = comparing._train_cell(
+            comparing.Cell("random", 0.2, "epochs", 0), config, data, folder_at(tmp_path / "out", 3600), 1
+        )
+    predicted = training.predict(
+        given, torch.from_numpy(data.eval_pixels), precision="float32", device=torch.device("cpu")
+    )
+    expected = training.confusion_matrix(torch.from_numpy(data.eval_label), predicted, 10)
+    assert rows[f"{tmp_path}/given.safetensors"]["recall"] == training.classification_metrics(expected)["recall"]
+    assert rows[None]["recall"] != rows[f"{tmp_path}/given.safetensors"]["recall"]
+
+
+def test_a_row_that_was_not_written_to_its_end_is_trained_again(run, tmp_path):
+    store = RunStore(str(tmp_path))
+    row = {"method": "random", "keep_fraction": 0.2, "budget": "epochs", "seed": 0, "accuracy": 0.5}
+    store.write_json("cells/random-0.2-epochs-0.json", row)
+    (tmp_path / "cells" / "random-0.2-epochs-1.json").write_text('{"method": "ran')
+    assert comparing._done(store) == {comparing.Cell("random", 0.2, "epochs", 0): row}
+
+
+def test_ids_that_are_given_twice_are_told_apart(run):
+    samples, sample_id = comparing.read_samples(RunStore(f"{run}/run"))
+    doubled = replace(samples, ids=samples.ids // np.uint64(2))
+    keep = comparing.METHODS["razor"](doubled, 90, 0)
+    assert keep.sum() == 90
+    order = np.random.default_rng(0).permutation(300)
+    np.testing.assert_array_equal(comparing.METHODS["razor"](doubled.take(order), 90, 0), keep[order])
+    np.testing.assert_array_equal(samples.tie_break, sample_id)
+    with pytest.raises(ValueError, match="tie_break"):
+        comparing.METHODS["razor"](replace(doubled, tie_break=None), 90, 0)
+
+
+def test_a_score_that_another_run_has_not_is_named(run, tmp_path):
+    shutil.copytree(run / "run", tmp_path / "other")
+    commit = tmp_path / "other" / "proxy" / ".commit.json"
+    commit.write_text(commit.read_text().replace('"weights_sha256": "', '"weights_sha256": "other'))
+    samples, sample_id = comparing.read_samples(RunStore(f"{run}/run"), "mean_el2n")  # which a trained proxy has
+    with pytest.raises(ValueError, match=r"other has no score 'mean_el2n', by which .*run ranks\. Pass a --hardness"):
+        comparing._stability(RunStore(f"{run}/run"), samples, sample_id, RunStore(f"{tmp_path}/other"))
 
 
 def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):

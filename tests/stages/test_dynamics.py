@@ -5,7 +5,7 @@ import pytest
 
 from razor_ray import schema
 from razor_ray.config import InputConfig
-from razor_ray.dynamics import Dynamics
+from razor_ray.dynamics import Dynamics, merge
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages.dynamics import gather, to_table
@@ -24,13 +24,13 @@ def test_gather_sorts_what_workers_saw_by_shard(tmp_path, digits):
     owner = rng.integers(0, 2, (2, 20))  # samples change workers between epochs
     files = []
     for rank in range(2):
-        seen = Dynamics.empty(ids)
+        seen = []
         for epoch in range(2):
             mine = owner[epoch] == rank
             row = p[epoch, mine]
-            seen.add(epoch, ids[mine], el2n=row, p=row, margin=row, correct=row > 0.5)
+            seen.append(Dynamics.of_epoch(epoch, ids[mine], el2n=row, p=row, margin=row, correct=row > 0.5))
         files.append(str(tmp_path / f"{rank}.parquet"))
-        write_table(store.filesystem, files[-1], to_table(seen))
+        write_table(store.filesystem, files[-1], to_table(merge(seen)))
     gather(catalog, files, store, "proxy/dynamics")
     reader = PerShard(store.filesystem, store.path("proxy", "dynamics"))
     for shard in (1, 0):
