@@ -22,6 +22,7 @@ Auto = Literal["auto"]
 Format = Literal["auto", "parquet", "webdataset", "folders"]
 Quota = Literal["ispl", "proportional", "uniform", "recall"]
 Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
+Precision = Literal["auto", "float32", "bf16"]
 Hardness = Literal["auto", "el2n", "loss", "margin", "entropy", "mean_el2n", "dyn_unc", "dual", "aum", "forgetting"]
 DYNAMICS = ("mean_el2n", "dyn_unc", "dual", "aum", "forgetting")
 """Those that take a proxy which is trained in the run: they are of its epochs."""
@@ -120,6 +121,11 @@ class ProxyConfig(ModelConfig):
     """Batch size of that training."""
     learning_rate: float | Auto = "auto"
     """Peak learning rate of that training."""
+    num_workers: int | Auto = "auto"
+    """Workers of that training, as for `train`. What the proxy learns depends on how many there are, in its last digits
+    on any machine and by more where batches are split among GPUs: give a number to repeat a run elsewhere."""
+    precision: Precision = "auto"
+    """Of that training, as for `train`."""
 
     def __post_init__(self) -> None:
         ModelConfig.__post_init__(self)
@@ -127,6 +133,8 @@ class ProxyConfig(ModelConfig):
             raise ValueError(f"proxy.epochs must be in 1..{MAX_PROXY_EPOCHS}, got {self.epochs}.")
         if self.batch_size != "auto":
             _check_at_least("proxy.batch_size", self.batch_size, 2)
+        if self.num_workers != "auto":
+            _check_at_least("proxy.num_workers", self.num_workers, 1)
         _check_learning_rate("proxy.learning_rate", self.learning_rate)
 
 
@@ -143,8 +151,9 @@ class ScoreConfig:
     num_workers: int | Auto = "auto"
     """Copies of the proxy, at the most. 'auto': one for each GPU, or one for each CPU when there is no GPU, of the
     cluster as it is at the start; an autoscaling cluster grows to a number that is given."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Of the forward pass; scores are float32 either way. 'auto': bf16 on GPUs, float32 on CPUs."""
+    precision: Precision = "auto"
+    """Of the forward pass; scores are float32 either way. 'auto': bf16 on GPUs that multiply it natively, else
+    float32."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_workers"):
@@ -306,7 +315,7 @@ class LearningConfig:
     """Random crops keep the label on any data. Flips do on photographs, not on digits or traffic signs: ask for it."""
     label_smoothing: float = 0.0
     """In [0, 1)."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """'auto': bf16 autocast on GPUs and on CPUs that multiply it natively, else float32."""
 
     def __post_init__(self) -> None:
@@ -333,7 +342,8 @@ class TrainConfig(LearningConfig):
     use_weights: bool = False
     """Weigh each sample's loss by the subset's column `weight`."""
     num_workers: int | Auto = "auto"
-    """Ray Train workers. 'auto': one for each GPU, or one when there is no GPU."""
+    """Ray Train workers. 'auto': one for each GPU, but no more than leaves each 32 samples a step; one when there is no
+    GPU."""
     cache_gib: float = 4.0
     """Keep the decoded images of a worker in memory when they fit in this; larger data is streamed in every epoch."""
     seed: int = 0

@@ -195,7 +195,7 @@ def all_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     logits : Tensor of shape (B, C)
         Floating; bfloat16 and float16 are computed in float32.
     labels : Tensor of shape (B,)
-        Integers in 0..C-1.
+        Integers in 0..C-1, with the logits or on the CPU. (Those on a GPU are waited for, since they are checked.)
 
     Returns
     -------
@@ -244,7 +244,8 @@ def _check(logits: Tensor, labels: Tensor) -> None:
 def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Checked input as log-probabilities of shape (B, C) and int64 labels of shape (B,)."""
     _check(logits, labels)
-    return _log_softmax(logits if logits.dtype == torch.float64 else logits.float()), labels.long()
+    labels = labels.to(logits.device).long()
+    return _log_softmax(logits if logits.dtype == torch.float64 else logits.float()), labels
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

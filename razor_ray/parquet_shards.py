@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 import pyarrow.ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ from razor_ray.labels import class_names_in_metadata, is_text
 from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
 
 _ROWS_READ_AT_ONCE = 500
+_LARGE_CHUNK_BYTES, _BYTES_READ_AT_ONCE = 2**25, 2**23
+"""Of a column in a row group: more than a batch or two of photographs; and what a store gives in well above the time
+that a request takes."""
 
 T = TypeVar("T")
 
@@ -129,7 +133,7 @@ def _look(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T:
     """
     path = source.path(shard)
     try:
-        with pq.ParquetFile(path, filesystem=source.filesystem) as file:
+        with open_file(path, source.filesystem) as file:
             return look(file)
     except MemoryError:  # which Arrow's is, and an ArrowException too
         raise
@@ -138,7 +142,7 @@ def _look(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T:
     with source.filesystem.open_input_file(path) as raw:
         witness = _Witness(raw)
         try:
-            with pq.ParquetFile(witness) as file:
+            with open_file(witness) as file:
                 return look(file)
         except MemoryError:
             raise
@@ -146,6 +150,30 @@ def _look(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T:
             if witness.failed_with is not None:
                 raise witness.failed_with from error
             raise _DamagedError(str(error)) from error
+
+
+def open_file(where: Any, filesystem: pafs.FileSystem | None = None) -> pq.ParquetFile:
+    """Open a Parquet file so that no large part of it is in memory, or read, for the few rows of it that are wanted.
+
+    Arrow takes what one row group holds of the columns in one read, which is best for a store far away. Where that is
+    much, as of a file that is a single group, it is read in parts, and no farther than to the last row that is wanted.
+
+    Parameters
+    ----------
+    where : str or file
+    filesystem : FileSystem, optional
+        Of a path.
+    """
+    file = pq.ParquetFile(where, filesystem=filesystem)
+    metadata = file.metadata
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    sizes = (group.column(index).total_compressed_size for group in groups for index in range(group.num_columns))
+    if max(sizes, default=0) <= _LARGE_CHUNK_BYTES:
+        return file
+    file.close()
+    return pq.ParquetFile(
+        where, filesystem=filesystem, metadata=metadata, pre_buffer=False, buffer_size=_BYTES_READ_AT_ONCE
+    )
 
 
 def _damaged(piece: Piece, batch_size: int, weight_column: str | None) -> Iterator[pa.Table]:
@@ -168,12 +196,6 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
     for table in read_rows(source, shard, rows, [config.image_column]):
         image = table[config.image_column]
         yield pa.table([_encoded(image), pa.array(image_paths(image), pa.string())], schema=schema.READ_IMAGE)
-
-
-def read_columns(source: Source, piece: Piece, columns: Sequence[str]) -> pa.Table:
-    """The rows of a piece, as one table with these columns."""
-    with pq.ParquetFile(source.path(piece.shard_id), filesystem=source.filesystem) as file:
-        return _rows_of_piece(file, piece, columns)
 
 
 def _rows_of_piece(file: pq.ParquetFile, piece: Piece, columns: Sequence[str]) -> pa.Table:
@@ -199,7 +221,7 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
     rows : ndarray of shape (K,), ascending
     """
     start = 0
-    with pq.ParquetFile(source.path(shard), filesystem=source.filesystem) as file:
+    with open_file(source.path(shard), source.filesystem) as file:
         for index in range(file.num_row_groups):
             stop = start + file.metadata.row_group(index).num_rows
             wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from razor_ray import energy, lease, manifest, model, report, sources, weights
-from razor_ray.config import CompareConfig, EvalConfig, ModelConfig, PruneConfig, TrainConfig, from_dict
+from razor_ray.config import CompareConfig, EvalConfig, ModelConfig, ProxyConfig, PruneConfig, TrainConfig, from_dict
 from razor_ray.interrupt import interruptible
 from razor_ray.progress import say
 from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
@@ -123,7 +123,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
             _check_same_input(store, catalog)
             result = training.train(config, catalog, held_out, store, "train", "train")
             store.seal("train", {"metrics": result})
-            store.delete(f"train/{training.BEAT}")
+            for name in (training.BEAT, training.BEGUN):
+                store.delete(f"train/{name}")
         result = store.commit_facts("train")["metrics"]
     if result.get("num_eval_unusable"):
         say(f"warning   {result['num_eval_unusable']:,} held-out images could not be used, and count in no figure")
@@ -273,6 +274,8 @@ def _proxy_training(config: PruneConfig) -> TrainConfig:
         epochs=config.proxy.epochs,
         batch_size=config.proxy.batch_size,
         learning_rate=config.proxy.learning_rate,
+        num_workers=config.proxy.num_workers,
+        precision=config.proxy.precision,
         seed=config.seed,
     )
 
@@ -285,7 +288,9 @@ def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, 
     ValueError
         If there is no such network, no such device, or the weights are of another.
     """
-    runtime.num_gpus(config.device)
+    if not runtime.num_gpus(config.device) and config.device == "auto" and not runtime.is_private():
+        flag = "--proxy.device" if isinstance(config, ProxyConfig) else "--device"
+        say(f"note      this cluster has no GPU now, so CPUs do the work; if it can bring some, pass {flag} cuda")
     size = catalogs.choose_size(config.image_size, catalog)
     arch = model.resolve_arch(config.arch, size)
     network = model.build(arch, len(catalog.class_names))

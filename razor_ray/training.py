@@ -107,8 +107,10 @@ class Trainer:
 
     def step(
         self, pixels: Tensor, labels: Tensor, weights: Tensor, progress: float, generator: torch.Generator
-    ) -> tuple[float, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Learn from one batch.
+
+        On a GPU this returns before the step is done, so that the next batch is made ready meanwhile.
 
         Parameters
         ----------
@@ -124,26 +126,31 @@ class Trainer:
 
         Returns
         -------
-        (float, Tensor of shape (B, C))
-            The loss, and the logits on the device.
+        (Tensor of shape (), Tensor of shape (B, C))
+            The loss in float64 and the logits, on the device: who reads them waits for the step.
         """
         rate = self.learning_rate * learning_rate_factor(self.config.schedule, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        pixels = pixels.to(self.device, non_blocking=True)
+        # A batch without weight teaches nothing, but momentum and decay would still move the network. Of several
+        # workers, who step together, some have weight.
+        teaches = self.num_workers > 1 or bool((weights * (labels >= 0)).any())
+        pixels, labels, weights = (_on_device(values, self.device) for values in (pixels, labels, weights))
         if self.config.augment != "none":
             pixels = transforms.random_crop(pixels, self.image_size, generator, flip=self.config.augment == "crop_flip")
-        labels, weights = labels.to(self.device), weights.to(self.device)
         with autocast(self.device, self.precision):
             logits = self.network(transforms.normalize(pixels))
         loss = weighted_loss(logits, labels, weights, self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        # A batch without weight teaches nothing, but momentum and decay would still move the network. Of several
-        # workers, who step together, some have weight.
-        if self.num_workers > 1 or bool((weights * (labels >= 0)).any()):
+        if teaches:
             self.optimizer.step()
-        return float(loss.detach()), logits.detach()
+        return loss.detach().double(), logits.detach()
+
+
+def _on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy for a GPU that is made while the host goes on, which takes pinned memory; on a CPU the same."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Checkpoint(Protocol):
@@ -169,8 +176,9 @@ def fit(
     num_steps: int,
     seed: int,
     device: torch.device,
+    rows: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
-) -> Iterator[tuple[int, float]]:
+) -> Iterator[tuple[int, Tensor]]:
     """Train a network on images that are in memory, a step whenever the next item is asked for.
 
     Parameters
@@ -189,16 +197,20 @@ def fit(
     seed : int
         Of permutations and crops.
     device : device
+    rows : Tensor of shape (K,), int64, optional
+        Which of the images to train on; without it all of them.
     checkpoint : Checkpoint, optional
         To go on from, after the pass over the images that it holds. The steps are then those that there would have been
         without the interruption, bit for bit on a CPU.
 
     Yields
     ------
-    (int, float)
-        After each step its number, from 1 on, and the mean loss over the pass so far.
+    (int, Tensor of shape ())
+        After each step its number, from 1 on, and the mean loss over the pass so far, on the device: who reads it waits
+        for the step.
     """
-    batch_size = choose_batch_size(len(labels)) if config.batch_size == "auto" else config.batch_size
+    rows = torch.arange(len(labels)) if rows is None else rows
+    batch_size = choose_batch_size(len(rows)) if config.batch_size == "auto" else config.batch_size
     rate = config.learning_rate
     rate = choose_learning_rate(config.optimizer, arch, batch_size) if rate == "auto" else rate
     precision = choose_precision(config.precision, device)
@@ -222,13 +234,13 @@ def fit(
         step = state["step"]
     network.train()
     while step < num_steps:
-        total = 0.0
-        for number, rows in enumerate(
-            torch.randperm(len(labels), generator=generator).tensor_split(-(-len(labels) // batch_size)), 1
-        ):
-            weights = torch.ones(len(rows))
-            loss, _ = trainer.step(pixels[rows], labels[rows], weights, step / num_steps, generator)
-            total += loss
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        shuffled = rows[torch.randperm(len(rows), generator=generator)]
+        for number, batch in enumerate(shuffled.tensor_split(-(-len(rows) // batch_size)), 1):
+            # `index_select` copies images ten times as fast as an index in brackets.
+            taken, weights = pixels.index_select(0, batch), torch.ones(len(batch))
+            loss, _ = trainer.step(taken, labels[batch], weights, step / num_steps, generator)
+            total = total + loss
             step += 1
             yield step, total / number
             if step == num_steps:
@@ -283,11 +295,11 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """'auto' resolved: bf16 on GPUs, and on CPUs that multiply it natively (elsewhere it is emulated, and slow)."""
+def choose_precision(precision: str, device: torch.device, *, gpus_have_bf16: bool = True) -> str:
+    """'auto' resolved: bf16 on what multiplies it natively; elsewhere it is emulated, and slow."""
     if precision != "auto":
         return precision
-    return "bf16" if device.type == "cuda" or _cpu_has_bf16() else "float32"
+    return "bf16" if (gpus_have_bf16 if device.type == "cuda" else _cpu_has_bf16()) else "float32"
 
 
 def _cpu_has_bf16() -> bool:

@@ -270,6 +270,12 @@ def numbered(num_rows: int) -> pa.Table:
     return pa.table({"image": images, "label": labels, "row": pa.array(range(num_rows), pa.int64())})
 
 
+def read_piece(source: Source, piece: Piece, columns: list[str]) -> pa.Table:
+    """The rows of a piece, as they are read before anything is made of them."""
+    with parquet_shards.open_file(source.path(piece.shard_id), source.filesystem) as file:
+        return parquet_shards._rows_of_piece(file, piece, columns)
+
+
 @few
 @given(st.integers(1, 400), st.integers(1, 120), st.integers(1, 90), st.integers(1, 40), st.data())
 def test_reading_is_slicing(tmp_path_factory, num_rows, group_rows, max_rows, batch_size, data):
@@ -281,7 +287,7 @@ def test_reading_is_slicing(tmp_path_factory, num_rows, group_rows, max_rows, ba
     groups = list(inspect(path).group_rows)
     assert groups == [min(group_rows, num_rows - start) for start in range(0, num_rows, group_rows)]
     for first, rows in shards.plan_pieces(groups, max_rows, batch_size):
-        piece = parquet_shards.read_columns(source, Piece(0, "a.parquet", first, rows), ["row", "image", "label"])
+        piece = read_piece(source, Piece(0, "a.parquet", first, rows), ["row", "image", "label"])
         assert set(piece.column_names) == {"row", "image", "label"}
         assert piece["row"].to_pylist() == list(range(first, first + rows))
         for name in ("image", "label"):
@@ -301,7 +307,7 @@ def test_any_run_of_rows_can_be_read(tmp_path):
     for first in range(30):
         for rows in (1, 6, 7, 8, 30):
             if first + rows <= 30:
-                piece = parquet_shards.read_columns(source, Piece(0, "a.parquet", first, rows), ["row"])
+                piece = read_piece(source, Piece(0, "a.parquet", first, rows), ["row"])
                 assert_array_equal(piece["row"], np.arange(first, first + rows))
 
 
@@ -310,7 +316,37 @@ def test_a_piece_of_a_shard_that_became_shorter(tmp_path):
     source = find(path)
     write(path, numbered(20))
     with pytest.raises(AssertionError):
-        parquet_shards.read_columns(source, Piece(0, "a.parquet", 0, 30), ["row"])
+        read_piece(source, Piece(0, "a.parquet", 0, 30), ["row"])
+
+
+class CountingFile:
+    """A file that knows how many of its bytes were read."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self.seek, self.tell, self.close = self._file.seek, self._file.tell, self._file.close
+        self.closed = False
+        self.num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        found = self._file.read(size)
+        self.num_bytes += len(found)
+        return found
+
+
+@pytest.mark.parametrize(("group_rows", "is_large"), [(4000, True), (200, False)])
+def test_of_a_large_row_group_only_what_is_wanted_is_read(tmp_path, group_rows, is_large):
+    rng = np.random.default_rng(0)
+    images = pa.array([rng.bytes(10_000) for _ in range(4000)], pa.binary())  # 40 MB
+    content = pa.table({"image": images, "row": pa.array(range(4000), pa.int64())})
+    path = write(tmp_path / "a.parquet", content, row_group_size=group_rows, use_dictionary=False)
+    for first, at_most in ((0, 18_000_000), (2000, 35_000_000), (3600, 41_000_000)):
+        counted = CountingFile(path)
+        with parquet_shards.open_file(counted) as file:
+            found = parquet_shards._rows_of_piece(file, Piece(0, "a.parquet", first, 400), ["row", "image"])
+        assert found["row"].to_pylist() == list(range(first, first + 400))
+        assert found["image"].to_pylist() == images[first : first + 400].to_pylist()
+        assert counted.num_bytes < (at_most if is_large else 5_000_000)
 
 
 def test_reading_from_shards_in_folders(tmp_path):
@@ -318,7 +354,7 @@ def test_reading_from_shards_in_folders(tmp_path):
     write(tmp_path / "b" / "x.parquet", numbered(5))
     source = find(tmp_path)
     assert [sources.inspect(source, shard, InputConfig(path="x")).group_rows for shard in (0, 1)] == [(3,), (5,)]
-    assert parquet_shards.read_columns(source, Piece(1, "b/x.parquet", 0, 5), ["row"]).num_rows == 5
+    assert read_piece(source, Piece(1, "b/x.parquet", 0, 5), ["row"]).num_rows == 5
     assert [part.num_rows for part in parquet_shards.read_rows(source, 1, np.array([4]), ["row"])] == [1]
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -286,11 +287,12 @@ def _gather(
     size = choose_size(config.model.image_size, catalog)
     stored = images.stored_size(size, augment=config.augment != "none")
     num_bytes = catalog.num_samples * stored**2 * 3 + (held_out.num_samples if held_out else 0) * size**2 * 3
-    room = int(0.8 * ray.cluster_resources().get("object_store_memory", 0))
+    room = int(0.8 * runtime.smallest_object_store())
     if num_bytes > room:
         raise ValueError(
-            f"the decoded images take {num_bytes / 2**30:.1f} GiB, but the object store has {room / 2**30:.1f} GiB to "
-            "spare. Compare on a part of the data, at a smaller --image-size, or on a larger cluster."
+            f"the decoded images take {num_bytes / 2**30:.1f} GiB, but the object store of a node has "
+            f"{room / 2**30:.1f} GiB to spare, and each node that trains holds all of them. Compare on a part of the "
+            "data, at a smaller --image-size, or on larger nodes."
         )
     sample_id, pixels, _ = _decode(catalog, stored, "images")
     place = np.minimum(np.searchsorted(sample_id, scored), len(sample_id) - 1)
@@ -353,13 +355,15 @@ def _train_cells(
     config: CompareConfig, missing: list[Cell], data: Data, folder: Folder
 ) -> Iterator[tuple[Cell, Steps | dict[str, Any]]]:
     """What each cell tells: steps that it has made, and at its end its row."""
-    gpus, cpus = runtime.num_gpus(config.model.device), runtime.num_cpus()
-    workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
-    threads = max(1, cpus // workers)
+    gpus = runtime.num_gpus(config.model.device)
+    workers = (gpus or runtime.num_cpus()) if config.num_workers == "auto" else config.num_workers
+    share = runtime.share_of_gpu(workers) if gpus else 0.0
+    threads = runtime.cpus_each(workers, share)
     # Here, lest it depend on where a cell is trained.
     device = torch.device("cuda" if gpus else "cpu")
-    config = replace(config, precision=training.choose_precision(config.precision, device))
-    options = {"num_cpus": threads} | ({"num_gpus": runtime.share_of_gpu(workers)} if gpus else {})
+    precision = training.choose_precision(config.precision, device, gpus_have_bf16=runtime.gpus_have_bf16())
+    config = replace(config, precision=precision, model=replace(config.model, device=device.type))
+    options = {"num_cpus": threads} | ({"num_gpus": share} if gpus else {})
     shared = ray.put(data)
     calls = ((cell, config, shared, folder, threads) for cell in missing)
     for index, found in runtime.run_tasks(_train_cell, calls, name="compare", **options):
@@ -378,6 +382,7 @@ def _steps_and_row(
     cell: Cell, config: CompareConfig, data: Data, folder: Folder, threads: int
 ) -> Iterator[Steps | dict[str, Any]]:
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
     samples = data.samples
     num_samples = len(samples.ids)
     started = time.perf_counter()
@@ -387,8 +392,8 @@ def _steps_and_row(
         keep = _method(cell.method, config)(samples, weights.budget(num_samples, cell.keep_fraction), cell.seed)
         rows = np.flatnonzero(keep)
     chosen = time.perf_counter()
-    device = torch.device("cuda" if config.model.device != "cpu" and torch.cuda.is_available() else "cpu")
-    precision = training.choose_precision(config.precision, device)  # as the driver chose
+    device = torch.device("cuda" if config.model.device == "cuda" else "cpu")
+    precision = config.precision
     torch.manual_seed(cell.seed)
     network = model.build(data.arch, data.num_classes)
     if data.weights is not None:
@@ -399,19 +404,21 @@ def _steps_and_row(
     checkpoint = folder.checkpoint(cell, _digest(data, rows, network, arithmetic))
     steps = training.fit(
         network,
-        torch.from_numpy(data.pixels[rows]),
-        torch.from_numpy(samples.label[rows]),
+        _as_tensor(data.pixels),
+        _as_tensor(samples.label),
         config,
         arch=data.arch,
         image_size=data.image_size,
         num_steps=num_steps,
         seed=cell.seed,
         device=device,
+        rows=torch.from_numpy(rows),
         checkpoint=checkpoint,
     )
-    told, first, loss = 0, 0, math.nan
-    for step, mean_loss in steps:
-        loss = mean_loss
+    told, first = 0, 0
+    mean_loss = torch.tensor(math.nan)
+    for step, loss in steps:
+        mean_loss = loss
         first = first or step
         # By steps and not by the clock, and also those of an earlier attempt: a cell that is begun again must tell of
         # the same.
@@ -419,11 +426,10 @@ def _steps_and_row(
             count = min(_STEPS_BETWEEN_SIGNS, step - told)
             told += count
             yield Steps(count, is_earlier=told < first)
+    train_loss = float(mean_loss)  # waits for the last step
     trained = time.perf_counter()
-    predicted = training.predict(
-        network, torch.from_numpy(np.array(data.eval_pixels)), precision=precision, device=device
-    )
-    confusion = training.confusion_matrix(torch.from_numpy(np.array(data.eval_label)), predicted, data.num_classes)
+    predicted = training.predict(network, _as_tensor(data.eval_pixels), precision=precision, device=device)
+    confusion = training.confusion_matrix(_as_tensor(data.eval_label), predicted, data.num_classes)
     yield {
         "method": cell.method,
         "keep_fraction": cell.keep_fraction,
@@ -431,11 +437,17 @@ def _steps_and_row(
         "seed": cell.seed,
         "num_kept": len(rows),
         "num_steps": num_steps,
-        "train_loss": loss,
+        "train_loss": train_loss,
         "seconds": round(checkpoint.spent + trained - chosen, 3),
         "selection_seconds": round(chosen - started, 3),
         **training.classification_metrics(confusion),
     }
+
+
+def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    """An array of the object store, where it lies once for all cells of a node. It is only read."""
+    with warnings.catch_warnings(action="ignore"):  # that torch has no tensors that are only to be read
+        return torch.from_numpy(array)
 
 
 def _digest(data: Data, rows: NDArray[np.integer], fresh: torch.nn.Module, arithmetic: tuple[str, ...]) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +25,13 @@ _MAX_PIECE_ROWS = 2048
 
 _ROWS_TO_EXPLAIN = 64
 
+_BATCHES_READ_AHEAD = 4
+"""About a piece of photographs: a shard's column is read piece by piece."""
+
 _IMAGES_PER_CALL = 8
 """Images that a decoding thread takes at once: few enough to share a batch evenly, enough to pay for the hand-over."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,10 @@ def decoded_batches(
     piece: sources.Piece,
     size: int,
     batch_size: int,
-    pool: ThreadPoolExecutor | None = None,
     weight_column: str | None = None,
     out: NDArray[np.uint8] | None = None,
 ) -> Iterator[Batch]:
-    """Read a piece and decode it, batch by batch.
+    """Read a piece and decode it in this thread, batch by batch.
 
     Parameters
     ----------
@@ -77,31 +82,69 @@ def decoded_batches(
         Side of the decoded images in pixels.
     batch_size : int
         Every batch but the piece's last has as many rows.
-    pool : ThreadPoolExecutor, optional
-        Decode here, one batch ahead of the one that is yielded (the decoders release the interpreter's lock).
-        Without it, decode in this thread.
     weight_column : str, optional
         Read the samples' weights from this column.
     out : ndarray of shape (N, S, S, 3), uint8, optional
-        Where to put the pixels of the piece's N rows; without a pool only.
+        Where to put the pixels of the piece's N rows.
     """
+    for first, table in _encoded_batches(catalog, piece, batch_size, weight_column):
+        place = None if out is None else out[first - piece.first_row :][: table.num_rows]
+        encoded = table["image"].to_pylist()
+        yield _batch(catalog, piece, table, first, *images.decode_batch(encoded, size, place))
+
+
+def decoded_ahead(
+    catalog: Catalog, pieces: Sequence[sources.Piece], size: int, batch_size: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[sources.Piece, Batch]]:
+    """The same of several pieces, for a GPU, which is to wait neither for the store nor for a decoder.
+
+    While it works on a batch the next one is decoded, and what follows that is read, of the next piece too.
+
+    Parameters
+    ----------
+    catalog : Catalog
+    pieces : sequence of Piece
+    size, batch_size : int
+        As for `decoded_batches`.
+    pool : ThreadPoolExecutor
+        Decodes. (The decoders release the interpreter's lock.)
+
+    Yields
+    ------
+    (Piece, Batch)
+        Each piece's batches, one piece after the other.
+    """
+
+    def decode(found: tuple[sources.Piece, int, pa.Table]) -> tuple[sources.Piece, Batch]:
+        piece, first, table = found
+        encoded = table["image"].to_pylist()
+        chunks = [encoded[start : start + _IMAGES_PER_CALL] for start in range(0, len(encoded), _IMAGES_PER_CALL)]
+        parts = list(pool.map(lambda chunk: images.decode_batch(chunk, size), chunks))
+        pixels = np.concatenate([part[0] for part in parts])  # (B, S, S, 3)
+        return piece, _batch(catalog, piece, table, first, pixels, [reason for part in parts for reason in part[1]])
+
+    encoded = ((piece, *of) for piece in pieces for of in _encoded_batches(catalog, piece, batch_size))
+    return _ahead(map(decode, _ahead(encoded, _BATCHES_READ_AHEAD)), 1)
+
+
+def _ahead(items: Iterator[T], count: int) -> Iterator[T]:
+    """The same items, of which so many are asked for before they are needed, in a thread of their own."""
+    thread = ThreadPoolExecutor(1)
+    try:
+        asked = deque(thread.submit(next, items, None) for _ in range(count))
+        while (item := asked.popleft().result()) is not None:
+            asked.append(thread.submit(next, items, None))
+            yield item
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _encoded_batches(
+    catalog: Catalog, piece: sources.Piece, batch_size: int, weight_column: str | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """A piece as it is read, batch by batch, and the first row of each."""
     tables = sources.read(catalog.source, piece, catalog.input, batch_size, weight_column)
-    rows = itertools.count(piece.first_row, batch_size)
-
-    def decode(table: pa.Table) -> Batch:
-        first = next(rows)
-        place = first - piece.first_row
-        return _decode(catalog, piece, table, first, size, pool, None if out is None else out[place:][: len(table)])
-
-    batches = map(decode, tables)
-    if pool is None:
-        yield from batches
-        return
-    with ThreadPoolExecutor(1) as ahead:
-        following = ahead.submit(next, batches, None)
-        while (batch := following.result()) is not None:
-            following = ahead.submit(next, batches, None)
-            yield batch
+    return zip(itertools.count(piece.first_row, batch_size), tables)
 
 
 def in_words(input_format: str, place: str, sample_id: int) -> str:
@@ -134,24 +177,16 @@ def pieces_of(batch: dict[str, Any]) -> list[sources.Piece]:
     return [sources.Piece(*row) for row in zip(*columns, strict=True)]
 
 
-def _decode(
+def _batch(
     catalog: Catalog,
     piece: sources.Piece,
     table: pa.Table,
     first_row: int,
-    size: int,
-    pool: ThreadPoolExecutor | None,
-    out: NDArray[np.uint8] | None,
+    pixels: NDArray[np.uint8],
+    image_reasons: list[str | None],
 ) -> Batch:
-    encoded = table["image"].to_pylist()
+    """What was read, with the images decoded."""
     label, label_reasons = labels.encode_labels(table["label"], catalog.label_kind, catalog.class_names)
-    if pool is None:
-        pixels, image_reasons = images.decode_batch(encoded, size, out)
-    else:
-        chunks = [encoded[start : start + _IMAGES_PER_CALL] for start in range(0, len(encoded), _IMAGES_PER_CALL)]
-        parts = list(pool.map(lambda chunk: images.decode_batch(chunk, size), chunks))
-        pixels = np.concatenate([part[0] for part in parts])  # (B, S, S, 3)
-        image_reasons = [reason for part in parts for reason in part[1]]
     keys = table["key"].to_pylist()
     key_reasons = ["id is null" if key is None else None for key in keys]
     problems = table["problem"].to_pylist()

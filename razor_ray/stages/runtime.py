@@ -15,10 +15,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.accelerators import (
+    NVIDIA_TESLA_K80,
+    NVIDIA_TESLA_P4,
+    NVIDIA_TESLA_P100,
+    NVIDIA_TESLA_T4,
+    NVIDIA_TESLA_V100,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from razor_ray import energy
@@ -31,7 +38,8 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
 _STARTS = 4
-_MOST_LOST_WORKERS = 3  # of one call, as Ray has it for tasks
+_MOST_LOST_WORKERS = 3  # of one call, as Ray has it for tasks; and of actors that begin, one after the other
+_WITHOUT_BF16 = (NVIDIA_TESLA_K80, NVIDIA_TESLA_P4, NVIDIA_TESLA_P100, NVIDIA_TESLA_V100, NVIDIA_TESLA_T4)
 _LATE = "timed out during startup"
 """What Ray says of a node that was."""
 
@@ -180,18 +188,50 @@ def num_gpus(device: str = "auto") -> int:
 
 
 def share_of_gpu(num_workers: int) -> float:
-    """What each of so many workers takes of a GPU of the cluster as it is now.
+    """What each of so many workers takes of a GPU.
 
-    As many share each, since no worker has parts of two. GPUs that an autoscaler has yet to bring are not shared.
+    On one machine as many share each GPU, since no worker has parts of two. On a cluster nothing is shared: its
+    autoscaler may bring more, and would bring none for workers that fit those that are there.
     """
-    found = num_gpus()
-    return 1 / -(-num_workers // found) if found else 1.0
+    return 1 / -(-num_workers // num_gpus()) if is_private() else 1.0
 
 
-def gpus_of_this_node() -> int:
-    """GPUs of the node that this process runs on, at least 1."""
+def cpus_each(num_workers: int, gpu: float = 0) -> int:
+    """CPUs for each of so many workers that are at work at once, of which each takes so much of a GPU; at least 1.
+
+    An even share of those of the cluster as it is now, but no more than the smallest node has for each that it holds: a
+    task for which no node has the CPUs would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpu:
+        rooms = [int(node.get("CPU", 0) / (node["GPU"] / gpu)) for node in nodes if node.get("GPU", 0) >= 1]
+    else:
+        rooms = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    return max(1, min([num_cpus() // num_workers, *rooms]))
+
+
+def gpus_have_bf16() -> bool:
+    """Whether the cluster's GPUs, as far as they are there, multiply bf16: older ones emulate it, and slowly."""
+    return not any(f"accelerator_type:{name}" in ray.cluster_resources() for name in _WITHOUT_BF16)
+
+
+def smallest_object_store() -> int:
+    """Bytes of the smallest object store among the nodes that work or that this process runs on."""
     here = ray.get_runtime_context().get_node_id()
-    return max([1, *(int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["NodeID"] == here)])
+    return min(
+        int(node["Resources"].get("object_store_memory", 0))
+        for node in ray.nodes()
+        if node["Alive"] and (node["NodeID"] == here or node["Resources"].get("CPU", 0) >= 1)
+    )
+
+
+def of_this_node(resource: Literal["CPU", "GPU"]) -> int:
+    """CPUs or GPUs of the node that this process runs on, as Ray counts them: of a container no more than its share.
+
+    At least 1.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    return max([1, *(int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["NodeID"] == here)])
 
 
 def declared_memory(num_bytes: int, request: Mapping[str, float], at_most: int | None = None) -> int:
@@ -372,3 +412,5 @@ def _quieten() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True
+    # One bad node must not end a run; Ray's default is none.
+    context.max_consecutive_actor_init_deaths = _MOST_LOST_WORKERS

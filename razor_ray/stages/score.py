@@ -12,10 +12,11 @@ for its own, even if an actor of a dead attempt still writes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-import os
+import operator
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -46,10 +47,12 @@ BEGUN = "_scoring"
 _BATCH_ON_GPU = 256
 _BATCH_ON_CPU, _LARGE_BATCH_ON_CPU = 128, 32
 """Of small and of large images: on a CPU a larger batch is no faster, and its activations must fit `_ACTOR_GIB`."""
-_PIECES_IN_FLIGHT = 2
+_CALLS_IN_FLIGHT = 2
+_MOST_PIECES_PER_CALL, _CALLS_PER_ACTOR = 8, 4
+"""Of an actor with a GPU, which waits where a call begins: for the first piece to be read."""
 _FILES_PER_TASK = 256
 _ACTOR_GIB = 2
-"""Memory that an actor declares: torch and a network, two pieces encoded and one batch decoded."""
+"""Memory that an actor declares: torch and a network, two pieces encoded and two batches decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,15 +167,17 @@ def _score_pieces(
     """Score pieces in a pool of actors; gives a row of counts for each, in the order in which they end."""
     if not pieces:
         return
+    per_call = _pieces_per_call(resources, len(pieces))
+    num_actors = min(resources.num_workers, -(-len(pieces) // per_call))
     summaries = ingest.dataset([piece] for piece in pieces).map_batches(
         Scorer,
         fn_constructor_args=(catalog, proxy, resources, store.filesystem, folders, plan_hash),
-        batch_size=1,
+        batch_size=per_call,
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
-            max_size=min(resources.num_workers, len(pieces)),
-            initial_size=min(resources.num_workers, len(pieces), _room(resources)),
-            max_tasks_in_flight_per_actor=_PIECES_IN_FLIGHT,
+            max_size=num_actors,
+            initial_size=min(num_actors, _room(resources)),
+            max_tasks_in_flight_per_actor=_CALLS_IN_FLIGHT,
             # One call at a time all the same, but on the actor's main thread: `heap` reaches no other.
             enable_true_multi_threading=True,
         ),
@@ -181,6 +186,13 @@ def _score_pieces(
         memory=_actor_bytes(resources) or None,
     )
     yield from summaries.iter_rows()
+
+
+def _pieces_per_call(resources: Resources, num_pieces: int) -> int:
+    """Pieces that an actor is handed at once: several with a GPU, but few enough that all actors end together."""
+    if not resources.num_gpus:
+        return 1
+    return min(max(num_pieces // (_CALLS_PER_ACTOR * resources.num_workers), 1), _MOST_PIECES_PER_CALL)
 
 
 def _room(resources: Resources) -> int:
@@ -199,8 +211,9 @@ def _actor_bytes(resources: Resources) -> int:
 def _asked(resources: Resources, num_pieces: int) -> str:
     """What the pool needs, in words."""
     each = f"{resources.num_cpus:g} CPU, {resources.num_gpus:g} GPU and {_actor_bytes(resources) / 2**30:.1f} GiB each"
-    num_actors = min(resources.num_workers, num_pieces)
-    in_flight = min(num_pieces, num_actors * _PIECES_IN_FLIGHT)
+    per_call = _pieces_per_call(resources, num_pieces)
+    num_actors = min(resources.num_workers, -(-num_pieces // per_call))
+    in_flight = min(num_pieces, num_actors * _CALLS_IN_FLIGHT * per_call)
     return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"
 
 
@@ -302,9 +315,10 @@ class Scorer:
             preflight.check_seen(catalog.source.filesystem, sources.probe_path(catalog.source), "input")
             preflight.check_seen(proxy.filesystem, proxy.weights_path, "output")
         except ValueError as error:
-            self.refusal = error  # for the first piece to raise: an actor whose start fails is started again
+            self.refusal = error  # for the first piece to raise: Ray begins an actor again whose start fails
             return
         self.device = torch.device("cuda" if resources.num_gpus else "cpu")
+        torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
         # One thread to an actor without a GPU, whatever the machine: more actors use more CPUs, and a score does not
         # depend on how many threads shared its sums.
         torch.set_num_threads(1)
@@ -321,21 +335,33 @@ class Scorer:
         self.rounds = [PerShard(proxy.filesystem, folder) for folder in proxy.round_folders]
         self.pool = None
         if resources.num_gpus:
-            self.pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) // runtime.gpus_of_this_node()))
+            each = runtime.of_this_node("CPU") * resources.num_gpus / runtime.of_this_node("GPU")
+            self.pool = ThreadPoolExecutor(max(1, int(each)))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Score pieces; gives a row of counts for each."""
         if self.refusal is not None:
             raise self.refusal
-        rows = [self.score_piece(piece) for piece in ingest.pieces_of(batch)]
+        rows = self.score_pieces(ingest.pieces_of(batch))
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    def score_piece(self, piece: sources.Piece) -> dict[str, Any]:
-        """Score one piece and write its files."""
+    def score_pieces(self, pieces: list[sources.Piece]) -> list[dict[str, Any]]:
+        """Score pieces, and write the files of each as soon as it is done."""
+        size, batch_size = self.proxy.image_size, self.resources.batch_size
+        if self.pool is not None:
+            found = ingest.decoded_ahead(self.catalog, pieces, size, batch_size, self.pool)
+        else:
+            found = (
+                (piece, batch)
+                for piece in pieces
+                for batch in ingest.decoded_batches(self.catalog, piece, size, batch_size)
+            )
+        of_pieces = itertools.groupby(found, key=operator.itemgetter(0))
+        return [self._score_piece(piece, (batch for _, batch in batches)) for piece, batches in of_pieces]
+
+    def _score_piece(self, piece: sources.Piece, batches: Iterable[ingest.Batch]) -> dict[str, Any]:
         tables, bad = [], []
-        for batch in ingest.decoded_batches(
-            self.catalog, piece, self.proxy.image_size, self.resources.batch_size, self.pool
-        ):
+        for batch in batches:
             columns = self._forward(batch)
             if self.dynamics is not None:
                 # The few that no epoch saw, such as the remainder of an equal split, get what this pass alone tells.
@@ -378,7 +404,7 @@ class Scorer:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             pixels = torch.from_numpy(batch.pixels).to(self.device, non_blocking=True)  # (B, S, S, 3)
             embedding, logits = self.network(transforms.normalize(pixels))  # (B, D), (B, C)
-        labels = torch.from_numpy(batch.label).to(self.device).clamp(min=0).long()  # (B,)
+        labels = torch.from_numpy(batch.label).clamp(min=0).long()  # (B,)
         # A network that has run away gives logits without a score; they are told apart below, not here.
         scores = hardness.all_scores(logits.float(), labels)
         columns = {name: value.cpu().numpy() for name, value in scores.items()}
@@ -438,7 +464,8 @@ def _resources(config: ScoreConfig, device: str, image_size: int) -> Resources:
     workers = (gpus or cpus) if config.num_workers == "auto" else config.num_workers
     on_cpu = _LARGE_BATCH_ON_CPU if image_size > SMALL_IMAGE else _BATCH_ON_CPU
     batch_size = (_BATCH_ON_GPU if gpus else on_cpu) if config.batch_size == "auto" else config.batch_size
-    precision = ("bf16" if gpus else "float32") if config.precision == "auto" else config.precision
+    on_gpu = "bf16" if runtime.gpus_have_bf16() else "float32"
+    precision = (on_gpu if gpus else "float32") if config.precision == "auto" else config.precision
     if not gpus:
         # One machine does not grow; a cluster may, up to the number of workers that was asked for.
         return Resources(min(workers, cpus) if runtime.is_private() else workers, 1.0, 0.0, batch_size, precision)
@@ -457,10 +484,12 @@ def _resources_as_begun(config: ScoreConfig, proxy: Proxy, store: RunStore) -> R
         begun = {"batch_size": resources.batch_size, "precision": resources.precision, "gpu": resources.num_gpus > 0}
         store.write_json(name, begun)
     if begun["gpu"] and not resources.num_gpus:
-        raise ValueError(
-            f"{len(store.finished('scores'))} pieces of {store.uri} were scored on GPUs, and now there is none. Give "
-            "the same command again when there is, or begin anew with --proxy.device cpu and another --output."
-        )
+        if runtime.is_private():
+            raise ValueError(
+                f"{len(store.finished('scores'))} pieces of {store.uri} were scored on GPUs, and now there is none. "
+                "Give the same command again when there is, or begin anew with --proxy.device cpu and another --output."
+            )
+        resources = _resources(config, "cuda", proxy.image_size)  # which the autoscaler brings again
     if resources.num_gpus and not begun["gpu"]:
         resources = _resources(config, "cpu", proxy.image_size)
     return replace(resources, batch_size=begun["batch_size"], precision=begun["precision"])

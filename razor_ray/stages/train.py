@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -29,7 +28,12 @@ from razor_ray.stages.catalog import Catalog, choose_size
 from razor_ray.stages.per_shard import PerShard
 from razor_ray.stages.train_worker import BEAT, Task, work
 
+BEGUN = "_begun.json"
+"""In a training's folder, while it is under way: what it was begun on."""
+
 _MAX_FAILURES = 3
+_LEAST_BATCH = 32
+"""Of a worker, unless their number is given: batch statistics of fewer samples are mostly noise."""
 _WORKER_GIB = 2
 """Memory that a worker declares, besides the images that it holds: torch, a network with its gradients, activations."""
 
@@ -75,8 +79,7 @@ def train(
     """
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = decode.plan(held_out, size) if held_out else []
-    task = _task(config, catalog, held_out, held_out_pieces, store, folder)
-    task = replace(task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs)
+    task = _task(config, catalog, held_out, held_out_pieces, store, folder, with_dynamics, last_epoch or config.epochs)
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
     datasets = _train_datasets(task, catalog, beside)
     to_split = list(datasets)
@@ -208,21 +211,23 @@ def _task(
     held_out_pieces: list[Piece],
     store: RunStore,
     folder: str,
+    with_dynamics: bool,
+    last_epoch: int,
 ) -> Task:
-    gpus = runtime.num_gpus(config.model.device)
-    workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
+    gpus = _gpus_as_begun(config, store, folder)
     size = choose_size(config.model.image_size, catalog)
     arch = model.resolve_arch(config.model.arch, size)
     model.build(arch, len(catalog.class_names))  # a wrong name fails here, not in a worker
     num_samples = catalog.num_samples
+    total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
+    workers = max(1, min(gpus, total // _LEAST_BATCH)) if config.num_workers == "auto" else config.num_workers
     if num_samples < 2 * workers:
         raise ValueError(f"{num_samples} samples are too few to train on with {workers} workers.")
-    total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
     rate = config.learning_rate
     num_eval = held_out.num_samples if held_out else 0
     num_shares = min(workers, len(held_out_pieces))
     stored = images.stored_size(size, augment=config.augment != "none")
-    task = Task(
+    return Task(
         config=config,
         arch=arch,
         class_names=catalog.class_names,
@@ -230,22 +235,43 @@ def _task(
         stored_size=stored,
         batch_size=max(2, total // workers),
         learning_rate=training.choose_learning_rate(config.optimizer, arch, total) if rate == "auto" else rate,
-        precision=training.choose_precision(config.precision, torch.device("cuda" if gpus else "cpu")),
+        precision=training.choose_precision(
+            config.precision, torch.device("cuda" if gpus else "cpu"), gpus_have_bf16=runtime.gpus_have_bf16()
+        ),
         num_workers=workers,
         num_samples=num_samples,
         num_eval=num_eval,
         eval_rows=tuple(sum(piece.num_rows for piece in held_out_pieces[rank::workers]) for rank in range(num_shares)),
-        is_cached=False,
-        is_eval_cached=False,
         use_gpu=gpus > 0,
         filesystem=store.filesystem,
         folder=store.path(folder),
         initial_weights=_copy_weights(config, store, folder),
-        with_dynamics=False,
-        last_epoch=config.epochs,
+        with_dynamics=with_dynamics,
+        last_epoch=last_epoch,
     )
-    room = config.cache_gib * 2**30 / 2  # one half for each of the two datasets
-    return replace(task, is_cached=task.train_bytes <= room, is_eval_cached=task.eval_bytes <= room)
+
+
+def _gpus_as_begun(config: TrainConfig, store: RunStore, folder: str) -> int:
+    """GPUs to train on: those that are there; one, if those that the training was begun on have gone with their nodes.
+
+    Raises
+    ------
+    ValueError
+        If they have gone from this machine.
+    """
+    gpus = runtime.num_gpus(config.model.device)
+    begun = store.read_json(f"{folder}/{BEGUN}")
+    if begun is None or not read_metrics(store, folder):
+        begun = {"gpu": gpus > 0}
+        store.write_json(f"{folder}/{BEGUN}", begun)
+    if not begun["gpu"] or gpus:
+        return gpus
+    if runtime.is_private():
+        raise ValueError(
+            f"the training in {store.uri} was begun on a GPU, and now there is none. Give the same command again when "
+            "there is, or begin anew on the CPU, with another --output."
+        )
+    return runtime.num_gpus("cuda")  # which the autoscaler brings again
 
 
 def _copy_weights(config: TrainConfig, store: RunStore, folder: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from razor_ray.config import TrainConfig
 from razor_ray.dynamics import Dynamics
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import write_file, write_table
-from razor_ray.stages import decode, preflight
+from razor_ray.stages import decode, preflight, runtime
 from razor_ray.stages.dynamics import from_table, to_table
 from razor_ray.stages.feed import Feed, window_rows
 
@@ -55,8 +54,6 @@ class Task:
     num_eval: int
     eval_rows: tuple[int, ...]
     """Held-out images of each worker that has some to evaluate, by rank."""
-    is_cached: bool
-    is_eval_cached: bool
     use_gpu: bool
     filesystem: pafs.FileSystem
     folder: str
@@ -79,6 +76,16 @@ class Task:
         return max(self.eval_rows, default=0) * self.image_size**2 * 3
 
     @property
+    def is_cached(self) -> bool:
+        """Whether what is trained on is decoded once and kept; half of the cache is for it, half for what is held out."""
+        return self.train_bytes <= self.config.cache_gib * 2**29
+
+    @property
+    def is_eval_cached(self) -> bool:
+        """The same of the held-out images."""
+        return self.eval_bytes <= self.config.cache_gib * 2**29
+
+    @property
     def image_bytes(self) -> int:
         """Of the decoded images that a worker holds: what it keeps from one epoch to the next, or a window of it."""
         window = window_rows(self.batch_size) * self.stored_size**2 * 3
@@ -99,19 +106,21 @@ class Worker:
     def __init__(self, task: Task) -> None:
         context = ray.train.get_context()
         self.task, self.rank = task, context.get_world_rank()
-        self.device = ray.train.torch.get_device()
+        # In this process Ray gives any GPU that there is, asked for or not.
+        self.device = ray.train.torch.get_device() if task.use_gpu else torch.device("cpu")
         self.precision = task.precision
         if self.device.type == "cpu":
             # Ray limits a worker's threads to the CPUs it reserved. Beside it there are decoders at the most, and they
             # wait for a network that takes long. The number may not depend on time, since sums depend on it.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+            torch.set_num_threads(max(1, runtime.of_this_node("CPU") // context.get_local_world_size()))
+        torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
         torch.manual_seed(task.config.seed)
         network = model.build(task.arch, len(task.class_names))
         if task.initial_weights:
             content = model.read_file(task.filesystem, task.initial_weights)
             model.load_weights(network, content, task.initial_weights)
         self.plain = network.to(memory_format=torch.channels_last)
-        self.network: nn.Module = ray.train.torch.prepare_model(self.plain)
+        self.network: nn.Module = ray.train.torch.prepare_model(self.plain, move_to_device=self.device)
         self.optimizer = training.make_optimizer(self.plain, task.config, task.learning_rate)
         self.trainer = training.Trainer(
             self.network,
@@ -168,8 +177,8 @@ class Worker:
         self.generator.manual_seed(seed)
         self.network.train()
         self.num_seen = 0
-        # Sum of losses, steps, rows, rows without a usable image.
-        totals = torch.zeros(4, dtype=torch.float64)
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        num_steps = num_unusable = 0
         an_unusable: int | None = None
         num_batches = self.train_feed.num_batches
         # Not beside an evaluation: two streams would share the object store.
@@ -180,12 +189,15 @@ class Worker:
             labels = batch["label"]
             loss, logits = self.trainer.step(batch["pixels"], labels, batch["weight"], progress, self.generator)
             if self.task.with_dynamics:
-                self.observed.append(_observe(batch["sample_id"], labels.to(self.device), logits))
+                self.observed.append(_observe(batch["sample_id"], labels, logits))
+            total_loss += loss
             self.num_seen += len(labels)
+            num_steps += 1
             unusable_ids = batch["sample_id"][labels < 0]
-            totals += torch.tensor([loss, 1, len(labels), len(unusable_ids)], dtype=torch.float64)
+            num_unusable += len(unusable_ids)
             if an_unusable is None and len(unusable_ids):
                 an_unusable = int(unusable_ids[0])
+        totals = torch.tensor([float(total_loss), num_steps, self.num_seen, num_unusable], dtype=torch.float64)
         totals = self._sum_over_workers(totals)
         seconds = time.perf_counter() - started
         seen, unusable = int(totals[2]), int(totals[3])
@@ -316,14 +328,20 @@ def dynamics_files(filesystem: pafs.FileSystem, folder: str, epoch: int) -> list
 
 
 def _observe(sample_id: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Tensor]:
-    """What a step tells of each of its samples that can be used, as `Dynamics.of_epoch` takes it."""
-    usable = labels >= 0
-    logits, labels = logits[usable].float(), labels[usable]
+    """What a step tells of each of its samples that can be used, as `Dynamics.of_epoch` takes it.
+
+    Ids and labels are on the CPU: nothing here waits for a GPU.
+    """
+    usable = (labels >= 0).nonzero().squeeze(1)  # (b,)
+    if len(usable) < len(labels):
+        logits, labels, sample_id = logits[usable.to(logits.device)], labels[usable], sample_id[usable]
+    logits = logits.float()
     scores = hardness.all_scores(logits, labels)
+    labels = labels.to(logits.device)
     of_label = logits.gather(1, labels[:, None])  # (B, 1)
     others = logits.scatter(1, labels[:, None], -torch.inf)  # (B, C)
     return {
-        "sample_id": sample_id[usable.cpu()],
+        "sample_id": sample_id,
         "el2n": scores["el2n"],
         "p": scores["loss"].neg().exp(),
         "margin": of_label.squeeze(1) - others.amax(dim=1),

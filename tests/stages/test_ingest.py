@@ -1,4 +1,6 @@
-"""What is said of a sample that cannot be used."""
+"""Reading ahead, and what is said of a sample that cannot be used."""
+
+import threading
 
 import pyarrow as pa
 import pytest
@@ -38,3 +40,41 @@ def test_where_a_sample_is_and_what_is_wrong_with_it(tmp_path, digits, write, pl
         shard += 1
     sample_id = int(schema.sample_ids(shard, place_in_input, 1)[0])
     assert ingest.why_unusable(catalog, sample_id, 8) == f"{place.format(label=label)}: not an image"
+
+
+def test_items_are_asked_for_before_they_are_needed_and_come_in_order():
+    asked = []
+    far_ahead = threading.Event()
+
+    def items():
+        for number in range(10):
+            asked.append(number)
+            if number == 3:
+                far_ahead.set()
+            yield number
+
+    ahead = ingest._ahead(items(), 4)
+    assert next(ahead) == 0
+    assert far_ahead.wait(30)  # the first three to come after it, without being asked for
+    assert list(ahead) == list(range(1, 10))
+    assert asked == list(range(10))
+
+
+def test_what_is_raised_comes_in_its_turn():
+    def items():
+        yield "a"
+        yield "b"
+        raise OSError("503 Slow Down")
+
+    ahead = ingest._ahead(items(), 4)
+    assert [next(ahead), next(ahead)] == ["a", "b"]
+    with pytest.raises(OSError, match="503"):
+        next(ahead)
+
+
+def test_whoever_stops_early_leaves_no_thread():
+    before = threading.active_count()
+    ahead = ingest._ahead(iter(range(1000)), 4)
+    assert next(ahead) == 0
+    ahead.close()
+    assert threading.active_count() == before

@@ -104,15 +104,69 @@ def test_cuda_is_brought_by_an_autoscaler_but_not_to_one_machine(cluster):
         runtime.num_gpus("cuda")
 
 
-def test_actors_on_gpus(cluster):
-    cluster(GIVEN)
+@pytest.mark.parametrize("is_private", [True, False])
+def test_actors_on_gpus(cluster, is_private):
+    cluster(GIVEN, is_private)
     found = _resources(ScoreConfig(), "auto", 224)
     assert (found.num_workers, found.num_gpus, found.batch_size, found.precision) == (2, 1.0, 256, "bf16")
     assert _resources(ScoreConfig(num_workers=1), "auto", 224).num_gpus == 1.0
-    assert _resources(ScoreConfig(num_workers=4), "auto", 224).num_gpus == 0.5  # two to a GPU
-    assert _resources(ScoreConfig(num_workers=3), "auto", 224).num_gpus == 0.5  # of 2/3 the third would find no GPU
+    # On one machine two to a GPU; of 2/3 the third would find none. On a cluster more may come, if more are asked for.
+    for num_workers in (3, 4):
+        found = _resources(ScoreConfig(num_workers=num_workers), "auto", 224)
+        assert (found.num_workers, found.num_gpus) == (num_workers, 0.5 if is_private else 1.0)
+
+
+def test_gpus_that_are_still_to_come_are_not_shared(cluster):
     cluster({"CPU": 8.0})
-    assert _resources(ScoreConfig(num_workers=4), "cuda", 224).num_gpus == 1.0  # to come, and not to be shared
+    assert _resources(ScoreConfig(num_workers=4), "cuda", 224).num_gpus == 1.0
+
+
+@pytest.mark.parametrize(("gpu", "precision"), [("T4", "float32"), ("V100", "float32"), ("A10G", "bf16")])
+def test_gpus_without_bf16_are_not_asked_for_it(cluster, gpu, precision):
+    cluster(GIVEN | {f"accelerator_type:{gpu}": 1.0, "accelerator_type:H100": 1.0})
+    assert _resources(ScoreConfig(), "auto", 224).precision == precision
+    assert _resources(ScoreConfig(precision="bf16"), "auto", 224).precision == "bf16"
+    assert _resources(ScoreConfig(), "cpu", 224).precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "gpu", "expected"),
+    [
+        # A head without GPUs and a node with one; four with one each beside eight of CPUs only; one with eight GPUs.
+        ([(8, 0), (16, 1)], 1, 1.0, 16),
+        ([(0, 0), *[(16, 0)] * 8, *[(16, 1)] * 4], 4, 1.0, 16),
+        ([(64, 8)], 8, 1.0, 8),
+        ([(64, 8)], 16, 0.5, 4),
+        ([(4, 8)], 8, 1.0, 1),
+        # Without: no more than one node has, and no more than an even share.
+        ([(16, 0)] * 4, 1, 0, 16),
+        ([(0, 0), (16, 0), (4, 0)], 2, 0, 4),
+        ([(2, 0)], 2, 0, 1),
+        ([(2, 0)], 1, 0, 2),
+        ([(2, 0)], 5, 0, 1),
+    ],
+)
+def test_no_task_asks_for_more_cpus_than_a_node_has(monkeypatch, cluster, nodes, num_workers, gpu, expected):
+    cluster({"CPU": float(sum(cpus for cpus, _ in nodes)), "GPU": float(sum(gpus for _, gpus in nodes))})
+    shapes = [{"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {}) for cpus, gpus in nodes]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": shape} for shape in shapes])
+    assert runtime.cpus_each(num_workers, gpu) == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_this_node_has(monkeypatch):
+    assert (runtime.of_this_node("CPU"), runtime.of_this_node("GPU")) == (runtime.num_cpus(), 1)
+    assert runtime.smallest_object_store() == ray.cluster_resources()["object_store_memory"]
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [
+        {"Alive": True, "NodeID": here, "Resources": {"object_store_memory": 30.0}},  # of the driver, without CPUs
+        {"Alive": True, "NodeID": "a", "Resources": {"CPU": 4.0, "GPU": 2.0, "object_store_memory": 20.0}},
+        {"Alive": True, "NodeID": "b", "Resources": {"CPU": 0.0, "object_store_memory": 10.0}},  # at which none works
+        {"Alive": False, "NodeID": "c", "Resources": {}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert runtime.smallest_object_store() == 20
+    assert (runtime.of_this_node("CPU"), runtime.of_this_node("GPU")) == (1, 1)
 
 
 def test_actors_on_cpus(cluster):
@@ -129,6 +183,8 @@ def test_actors_on_cpus(cluster):
 def test_actors_that_begin_together_find_room(cluster):
     cluster(GIVEN)
     assert _room(_resources(ScoreConfig(), "cpu", 32)) == 8
+    assert [_room(_resources(ScoreConfig(num_workers=number), "auto", 32)) for number in (1, 2, 3, 4)] == [2] * 4
+    cluster(GIVEN, is_private=True)
     assert [_room(_resources(ScoreConfig(num_workers=number), "auto", 32)) for number in (1, 2, 3, 4)] == [2, 2, 4, 4]
     cluster({"CPU": 3.0, "GPU": 4.0})
     assert _room(_resources(ScoreConfig(), "auto", 32)) == 3  # each takes a CPU too

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pickle
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from razor_ray.stages import score as scoring
 from razor_ray.stages.sample import sample
 from razor_ray.stages.score import QuarantineError, Resources, Scorer, check_quarantine, proxy_in_store, score
 from razor_ray.stages.subset import write_subset
-from tests.conftest import png, write_shards
+from tests.conftest import png, write_shards, write_tars
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -50,7 +51,7 @@ def scored(folder, path, *, num_workers=1, batch_size=32, max_quarantine_fractio
     return store, schema.check(table, schema.scores(128), "scores")
 
 
-def scored_here(folder, path, *, batch_size=32, chosen=slice(None), **settings):
+def scored_here(folder, path, *, batch_size=32, chosen=slice(None), pool=None, **settings):
     """The same by an actor's class in this process, which need not load torch anew: for what an actor does with a
     piece, where pieces go to is not looked at; `chosen` says which, and in which order. Scores by sample id."""
     store = RunStore(str(folder))
@@ -64,8 +65,9 @@ def scored_here(folder, path, *, batch_size=32, chosen=slice(None), **settings):
             scorer = Scorer(catalog, proxy_in_store(store, "resnet9", 10, 8), resources, store.filesystem, folders, "0")
             assert (torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()) == (1, 1, 2)
             pieces = catalogs.pieces(catalog, max_rows=ingest.piece_rows(8, batch_size), batch_size=batch_size)
-            for piece in pieces[chosen]:
-                scorer.score_piece(piece)
+            scorer.pool = pool
+            rows = scorer.score_pieces(pieces[chosen])
+            assert [row["num_rows"] for row in rows] == [piece.num_rows for piece in pieces[chosen]]
     finally:
         torch.set_num_threads(threads)
         pa.set_cpu_count(cpus)
@@ -103,6 +105,39 @@ def test_bit_identical_at_one_and_two_actors_and_in_any_order(tmp_path, digits):
     assert two.equals(one)
     assert scored_here(tmp_path / "backwards", path, chosen=slice(None, None, -1)).equals(one)
     assert store.commit_facts("scores")["decoders"] == images.decoders()  # and so in the manifest
+
+
+@pytest.mark.parametrize("write", [write_shards, write_tars])
+def test_read_and_decoded_ahead_as_for_a_gpu_scores_are_the_same(tmp_path, digits, write):
+    encoded = digits["image"].to_pylist()
+    encoded[40] = encoded[133] = encoded[399] = b"no image"
+    path = write(digits.set_column(0, "image", pa.array(encoded, pa.binary())), tmp_path / "in", 3)
+    table = scored_here(tmp_path / "plain", path)
+    with ThreadPoolExecutor(3) as pool:
+        assert scored_here(tmp_path / "ahead", path, pool=pool).equals(table)
+    assert table.num_rows == 397
+    files = [sorted((tmp_path / name / "_staging" / "quarantine").iterdir()) for name in ("plain", "ahead")]
+    told = [[pq.read_table(file).to_pylist() for file in of] for of in files]
+    assert told[0] == told[1] and sum(map(len, told[0])) == 3
+
+
+@pytest.mark.parametrize(
+    ("gpu", "workers", "num_pieces", "per_call", "actors"),
+    [(1.0, 2, 1000, 8, 2), (1.0, 4, 40, 2, 4), (0.5, 4, 15, 1, 4), (1.0, 8, 3, 1, 3), (0.0, 4, 1000, 1, 4)],
+)
+def test_an_actor_with_a_gpu_is_handed_several_pieces(monkeypatch, gpu, workers, num_pieces, per_call, actors):
+    asked = {}
+
+    def map_batches(function, **options):
+        asked.update(options)
+        return SimpleNamespace(iter_rows=lambda: iter([]))
+
+    monkeypatch.setattr(ingest, "dataset", lambda pieces: SimpleNamespace(map_batches=map_batches))
+    monkeypatch.setattr(runtime, "num_gpus", lambda device="auto": 8)
+    resources = Resources(workers, 1.0, gpu, 32, "float32")
+    store = SimpleNamespace(filesystem=None)
+    assert not list(scoring._score_pieces([None] * num_pieces, None, None, resources, store, {}, "0"))  # type: ignore[list-item,arg-type]
+    assert (asked["batch_size"], asked["compute"].max_size) == (per_call, actors)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +314,10 @@ def test_who_goes_on_scores_as_it_was_begun(store, monkeypatch):
     """What 'auto' stands for follows the GPUs that are there; they go with their nodes, and come back."""
     config, proxy = ScoreConfig(), proxy_in_store(store, "resnet9", 10, 8)
     counts = SimpleNamespace(gpus=0)
-    monkeypatch.setattr(runtime, "num_gpus", lambda device="auto": 0 if device == "cpu" else counts.gpus)
+    # As on a cluster, on which one is counted where 'cuda' is asked for.
+    monkeypatch.setattr(
+        runtime, "num_gpus", lambda device="auto": {"cpu": 0, "auto": counts.gpus, "cuda": max(counts.gpus, 1)}[device]
+    )
 
     def resources(gpus: int) -> tuple[int, str, bool]:
         counts.gpus = gpus
@@ -294,6 +332,9 @@ def test_who_goes_on_scores_as_it_was_begun(store, monkeypatch):
     write_table(store.filesystem, f"{folder}/part-a.parquet", pa.table({"a": [1]}))
     with pytest.raises(ValueError, match="1 pieces of .* were scored on GPUs, and now there is none"):
         resources(0)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "is_private", lambda: False)
+        assert resources(0) == (256, "bf16", True)  # they come again, with an autoscaler's node
     assert resources(1) == (256, "bf16", True)
     store.discard(scoring.BEGUN)
     store.filesystem.delete_file(f"{folder}/part-a.parquet")

@@ -137,6 +137,50 @@ def test_an_interrupted_training_goes_on_and_ends_the_same_on_another_cpu(split,
     assert precision_in(tmp_path / "other") == "float32"
 
 
+def test_no_gpu_is_taken_that_was_not_asked_for(split, tmp_path, monkeypatch):
+    """In this process Ray Train gives whatever torch finds."""
+    monkeypatch.setattr(training.ray.train.torch, "get_device", lambda: torch.device("meta"))
+    (line,) = train(config(split, tmp_path / "run", epochs=1))
+    assert line["accuracy"] > 0
+
+
+def test_who_goes_on_trains_on_gpus_if_it_was_begun_on_them(split, tmp_path, monkeypatch):
+    store, settings = RunStore(str(tmp_path)), config(split, tmp_path)
+    counts = SimpleNamespace(gpus=0, is_private=True)
+    monkeypatch.setattr(
+        training.runtime, "num_gpus", lambda device: max(counts.gpus, 1) if device == "cuda" else counts.gpus
+    )
+    monkeypatch.setattr(training.runtime, "is_private", lambda: counts.is_private)
+
+    def gpus(number: int) -> int:
+        counts.gpus = number
+        return training._gpus_as_begun(settings, store, "train")
+
+    assert gpus(0) == 0
+    assert gpus(2) == 2  # nothing has been trained yet: begun anew
+    store.write_bytes("train/metrics.jsonl", b'{"epoch": 1}\n')
+    assert gpus(3) == 3
+    with pytest.raises(ValueError, match="was begun on a GPU, and now there is none"):
+        gpus(0)
+    counts.is_private = False
+    assert gpus(0) == 1  # an autoscaler brings it again
+    store.write_json("train/_begun.json", {"gpu": False})
+    assert (gpus(0), gpus(2)) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "batch_size", "workers"), [(0, 128, 1), (1, 128, 1), (8, 128, 4), (8, "auto", 1), (8, 512, 8), (2, 16, 1)]
+)
+def test_a_worker_has_a_batch_worth_its_statistics(split, tmp_path, monkeypatch, gpus, batch_size, workers):
+    monkeypatch.setattr(training.runtime, "num_gpus", lambda device: gpus)
+    settings = config(split, tmp_path, batch_size=batch_size)
+    catalog = catalogs.build(settings.input)  # 300 images, of which 'auto' takes 32 a step
+    task = training._task(settings, catalog, None, [], RunStore(str(tmp_path)), "train", False, 2)
+    assert (task.num_workers, task.use_gpu, task.precision) == (workers, gpus > 0, "bf16" if gpus else task.precision)
+    given = dataclasses.replace(settings, num_workers=3)
+    assert training._task(given, catalog, None, [], RunStore(str(tmp_path)), "train", False, 2).num_workers == 3
+
+
 def precision_in(output) -> str:
     return json.loads((output / "train" / "model.json").read_text())["precision"]
 
