@@ -77,7 +77,7 @@ class Task:
 
     @property
     def is_cached(self) -> bool:
-        """Whether what is trained on is decoded once and kept; half of the cache is for it, half for what is held out."""
+        """Whether what is trained on is decoded once and kept: half of the cache is for it, half for held-out ones."""
         return self.train_bytes <= self.config.cache_gib * 2**29
 
     @property
