@@ -117,7 +117,8 @@ def ccs(
 def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     """Moderate-DS: of each class, keep those whose distance to the class's mean embedding is closest to the median.
 
-    Classes keep shares in proportion to their sizes.
+    Classes keep shares in proportion to their sizes. The authors' code takes the distances to medians, number by
+    number, instead, and a window of their ranks over all classes at once.
 
     References
     ----------
@@ -138,7 +139,7 @@ def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     return _first_of_groups(_hardest_order(samples, -off_median, seed), of_class, quota)
 
 
-def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 6.0) -> NDArray[np.bool_]:
+def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> NDArray[np.bool_]:
     r"""DUAL with Beta sampling: uncertain and difficult samples, easier ones the smaller the budget.
 
     Drawn without replacement with chances that go as DUAL times the density of Beta(a, b) at the sample's mean
@@ -150,7 +151,7 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 6.0) -> 
     samples, budget, seed
         As for every method.
     exponent : float
-        c. The authors' code adds 2 to the c_D of its command line, whose example for CIFAR has 4.
+        The paper's c_D; 4 is the default of the authors' code. (An earlier state of that code added 2 to it.)
 
     References
     ----------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,22 @@ class Summary:
     macro_recall: Estimate
     seconds: float
     """Median over the seeds, of the training."""
+    by_seed: Mapping[int, float]
+    """Accuracies."""
+
+    def differs_from(self, other: Summary, num_comparisons: int) -> bool:
+        """Whether the accuracies can be told apart, over what both have in common: the seed of choice and training.
+
+        The intervals of one standard error do not meet, and the mean of the paired differences is beyond Student's t of
+        95 %, corrected (Bonferroni) for so many comparisons: of several equal methods some best one is always ahead.
+        """
+        seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
+        if len(seeds) < 2 or self.accuracy.overlaps(other.accuracy):
+            return False
+        paired = estimate([self.by_seed[seed] - other.by_seed[seed] for seed in seeds])
+        from scipy.stats import t  # late: scipy takes a second to import
+
+        return abs(paired.mean) > float(t.ppf(1 - 0.025 / num_comparisons, len(seeds) - 1)) * paired.error
 
 
 def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
@@ -82,6 +98,7 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
             worst_recall=estimate([row["worst_recall"] for row in group]),
             macro_recall=estimate([row["macro_recall"] for row in group]),
             seconds=float(np.median([row["seconds"] for row in group])),
+            by_seed={row["seed"]: row["accuracy"] for row in group},
         )
         for key, group in groups.items()
     ]
@@ -91,18 +108,19 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
 def level_with_best(lines: Sequence[Summary]) -> list[str]:
     """Methods whose accuracy cannot be told from the best one's, of lines at one budget; the best first."""
     best = max(lines, key=lambda line: line.accuracy.mean)
-    level = [line for line in lines if line is not best and line.accuracy.overlaps(best.accuracy)]
+    level = [line for line in lines if line is not best and not best.differs_from(line, len(lines) - 1)]
     return [best.method, *(line.method for line in sorted(level, key=lambda line: -line.accuracy.mean))]
 
 
 def verdict(lines: Sequence[Summary]) -> str:
-    """One sentence on the lines at one budget. A winner is named only where no interval overlaps with its own.
+    """One sentence on the lines at one budget. A winner is named only where it differs from all others.
 
-    >>> def line(method, mean, error):
-    ...     return Summary("epochs", 0.1, method, *[Estimate(mean, error, 3)] * 3, 1.0)
-    >>> verdict([line("a", 0.8, 0.01), line("b", 0.7, 0.01)])
+    >>> def line(method, *accuracies):
+    ...     all_of = [estimate(accuracies)] * 3
+    ...     return Summary("epochs", 0.1, method, *all_of, seconds=1.0, by_seed=dict(enumerate(accuracies)))
+    >>> verdict([line("a", 0.80, 0.81, 0.79), line("b", 0.70, 0.71, 0.70)])
     'a is the best.'
-    >>> verdict([line("a", 0.8, 0.01), line("b", 0.79, 0.01), line("c", 0.1, 0.0)])
+    >>> verdict([line("a", 0.80, 0.81, 0.79), line("b", 0.79, 0.78, 0.80), line("c", 0.10, 0.12, 0.11)])
     'a has the highest mean; b cannot be told from it; it is above c.'
     """
     if len(lines) == 1:
@@ -162,13 +180,19 @@ def rank_stability(
     -------
     dict
         'spearman', and for each fraction 'top 10 %' and so on: of so many hardest of the one, the share that is among
-        the hardest of the other. Chance gives 0, and the fraction itself.
+        the hardest of the other. Chance gives 0, and the fraction itself. NaN if all scores of a run are equal.
     """
     from scipy.stats import rankdata  # late: scipy takes a second to import
 
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return dict.fromkeys(["spearman", *(f"top {100 * fraction:g} %" for fraction in top_fractions)], math.nan)
     # Spearman's coefficient is Pearson's of the ranks, those of equals averaged.
     found = {"spearman": float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])}
-    orders = [np.argsort(-np.asarray(scores), kind="stable") for scores in (one, other)]
+    # Equals in a random order, another in each: in one that both share they would agree by more than chance.
+    orders = [
+        np.lexsort((np.random.default_rng(seed).permutation(len(scores)), -np.asarray(scores)))
+        for seed, scores in enumerate((one, other))
+    ]
     for fraction in top_fractions:
         count = max(1, round(fraction * len(one)))
         common = np.intersect1d(orders[0][:count], orders[1][:count])
@@ -181,6 +205,7 @@ def markdown(
     *,
     cost_epochs: float,
     epochs: int,
+    other_network: str = "",
     stability: dict[str, dict[str, float]],
     num_missing: int = 0,
 ) -> str:
@@ -194,6 +219,8 @@ def markdown(
         What scoring cost, in epochs of everything.
     epochs : int
         Of a training.
+    other_network : str
+        The proxy's, if it is another than was trained, or of other images: its epochs then cost otherwise.
     stability : dict
         `rank_stability` by the name of the other run.
     num_missing : int
@@ -219,16 +246,21 @@ def markdown(
             numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
             parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
         even = break_even(cost_epochs, epochs, fraction) if budget == "epochs" else math.inf
-        saved = (
-            f" Counted in epochs, scoring has paid for itself after {even:.1f} trainings."
-            if math.isfinite(even)
-            else " Equal steps save nothing."
-        )
+        saved = " Equal steps save nothing."
+        if math.isfinite(even):
+            saved = f" Counted in epochs, scoring has paid for itself after {even:.1f} trainings."
+            saved = "" if other_network else saved
         parts.append(f"\n{verdict(chosen)}{saved}\n")
     parts.append(
-        "Means over seeds with their standard errors; in bold the best and what cannot be told from it. Scoring cost "
-        f"as much as {cost_epochs:.1f} epochs on all samples, {100 * cost_epochs / epochs:.0f} % of one training of "
-        f"{epochs} epochs.\n"
+        "Means over seeds with their standard errors: how much trainings differ, all from the scores of one proxy. In "
+        "bold the best and what cannot be told from it: where these intervals meet, or the differences over the same "
+        "seeds are within Student's t of 95 %, corrected for the number of methods. Seconds are of a training as it "
+        "ran here, beside whatever else did.\n"
+    )
+    share = f", {100 * cost_epochs / epochs:.0f} % of one training of {epochs} epochs"
+    another = f" of another network ({other_network}), whose epochs cost otherwise: no break-even is told"
+    parts.append(
+        f"Scoring cost as much as {cost_epochs:.1f} epochs on all samples{another if other_network else share}.\n"
     )
     if stability:
         names = list(next(iter(stability.values())))

@@ -84,10 +84,10 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         result = manifest.write(store, config, weighing.read(store).table)
         report.write(store, result, catalog.source, config.input)
     cost = result["scoring_cost"]
-    share = f"{cost['fraction']:.1%} of one training of {cost['full_epochs']}"
+    share = f"{cost['fraction']:.1%} of {cost['full_epochs']} such epochs"
     scoring = f"the scoring in {config.scores_from}" if config.scores_from else "scoring"
     say(f"report    {store.address(report.REPORT)}")
-    say(f"cost      {scoring} took as much as {cost['epochs']:.1f} epochs on all samples, {share}")
+    say(f"cost      {scoring} took as much as {cost['epochs']:.1f} epochs of its proxy on all samples, {share}")
     say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.address('subset')}")
     return result
 
@@ -160,6 +160,7 @@ def compare(config: CompareConfig) -> str:
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
     pruned = from_dict(PruneConfig, begun)
     comparing.check_names(config)
+    settled = reuse.choice_as_in(config, pruned)
     try:
         catalog = catalogs.read(pruned.input, run)
     except sources.InputError as error:
@@ -172,7 +173,7 @@ def compare(config: CompareConfig) -> str:
         _network(config.model, catalog)
         preflight.check_places(store, catalog.source)
         store.claim(config)
-        text = comparing.compare(config, run, catalog, held_out, store)
+        text = comparing.compare(settled, run, pruned, catalog, held_out, store)
     say(f"done      {store.address('compare.md')}")
     return text
 
@@ -385,15 +386,14 @@ def _weigh_round(
             catalog.class_names,
             config.weigh,
             config.keep_fraction,
-            threshold=_threshold(config, rounds[0].commit_facts("weights"), number) if number > 1 else None,
+            threshold=(
+                weighing.threshold_of_round(rounds[0].commit_facts("weights"), config.weigh, number)
+                if number > 1
+                else None
+            ),
         )
     if not here.is_done("ispl"):
         ispl.write(catalog, weighing.read(here), here)
-
-
-def _threshold(config: PruneConfig, first: dict[str, Any], number: int) -> float:
-    """The ISPL threshold of a round: that of the first, fallen once for every round since."""
-    return first["ispl"]["threshold"] * config.weigh.round_decay ** (number - 1)
 
 
 def _weigh(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
@@ -403,7 +403,7 @@ def _weigh(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> N
         catalog.class_names,
         config.weigh,
         config.keep_fraction,
-        threshold=_threshold(config, earlier[0], config.rounds) if earlier else None,
+        threshold=weighing.threshold_of_round(earlier[0], config.weigh, config.rounds) if earlier else None,
         earlier=[facts["effective_count"] for facts in earlier],
     )
 

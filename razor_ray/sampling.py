@@ -36,6 +36,9 @@ NOT_CLUSTERED = -1
 HARD, CLUSTER, CLASS_FLOOR, OVER_QUOTA, NOISE = range(len(REASONS))
 
 _AUTO_GAMMA = 1.0
+_LEAST_OF_A_CLUSTER = 3
+"""Samples of a quota to a cluster, on average."""
+
 _MAX_TAIL_FRACTION = 0.5
 
 
@@ -71,7 +74,8 @@ def sample_class(
 
     The hardest floor(tail * n) samples are set aside, but never so many that fewer than `quota` are left (the least
     hard of them come back first). The rest is clustered; each cluster gets a share of the quota in proportion to its
-    sum of density weights, at most its size; inside it samples are drawn with those weights. A class kept whole
+    sum of density weights, at most its size; inside it samples are drawn with those weights. Of a small quota there are
+    fewer clusters, a third of it, lest some get nothing, whatever the seed. A class kept whole
     (quota = n) or not at all (quota = 0) is neither clustered nor given a tail. If all hardness is equal there is no
     tail and all weights are 1: a seeded uniform draw, spread over the clusters.
 
@@ -167,7 +171,7 @@ def _sample_class(
             hardness[rest],
             rows,
             clustering=settings.clustering,
-            num_clusters=settings.num_clusters,
+            num_clusters=min(settings.num_clusters, max(quota // _LEAST_OF_A_CLUSTER, 1)),
             seed=seed,
             label=label,
         )

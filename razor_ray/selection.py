@@ -6,7 +6,8 @@ users, for the comparison with other methods (baselines.py), and for tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -82,6 +83,8 @@ def gamma_razor(
     *,
     weigh: WeighConfig | None = None,
     sample: SampleConfig | None = None,
+    threshold: float | None = None,
+    earlier: Sequence[Mapping[int, float]] = (),
 ) -> NDArray[np.bool_]:
     """Choose by gamma-Razor: interclass sampling gives each class its quota, intraclass sampling fills it.
 
@@ -95,6 +98,10 @@ def gamma_razor(
         0..2^63-1.
     weigh, sample : WeighConfig, SampleConfig, optional
         Defaults as for `razor-ray prune`.
+    threshold : float, optional
+        The ISPL threshold in nats; without it the configured quantile of the losses.
+    earlier : sequence of mappings of label to float
+        Effective counts of the classes in earlier ISPL rounds; classes are weighed by the mean over all rounds.
 
     Returns
     -------
@@ -113,13 +120,16 @@ def gamma_razor(
     """
     weigh, sample = weigh or WeighConfig(), sample or SampleConfig()
     loss, margin, correct = (samples.column(name) for name in ("loss", "margin", "correct"))
-    ispl = weights.IsplSettings.of(weigh, weights.loss_quantile(loss, weigh.quantile))
+    ispl = weights.IsplSettings.of(weigh, threshold or weights.loss_quantile(loss, weigh.quantile))
     classes = [(int(label), np.flatnonzero(samples.label == label)) for label in np.unique(samples.label)]
     shares = weights.class_shares(
         num_samples=np.array([len(rows) for _, rows in classes]),
         effective_count=np.array(
             # In ascending order, as the distributed reduce holds them: the sums are then the same to the last bit.
-            [ispl.weigh(np.sort(loss[rows])).sum() for _, rows in classes]
+            [
+                statistics.fmean([*(of[label] for of in earlier), ispl.weigh(np.sort(loss[rows])).sum()])
+                for label, rows in classes
+            ]
         ),
         recall=np.array([np.mean(correct[rows]) for _, rows in classes]),
         budget=budget,

@@ -132,20 +132,36 @@ class Trainer:
         rate = self.learning_rate * learning_rate_factor(self.config.schedule, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # A batch without weight teaches nothing, but momentum and decay would still move the network. Of several
-        # workers, who step together, some have weight.
+        # A batch without weight teaches nothing, but momentum, decay and the statistics of batch normalisation would
+        # still move the network. Of several workers, who step together, some have weight.
         teaches = self.num_workers > 1 or bool((weights * (labels >= 0)).any())
         pixels, labels, weights = (_on_device(values, self.device) for values in (pixels, labels, weights))
         if self.config.augment != "none":
             pixels = transforms.random_crop(pixels, self.image_size, generator, flip=self.config.augment == "crop_flip")
+        pixels = transforms.normalize(pixels)
+        if not teaches:
+            self.network.eval()
+            with torch.no_grad(), autocast(self.device, self.precision):
+                logits = self.network(pixels)
+            self.network.train()
+            return torch.zeros((), dtype=torch.float64, device=self.device), logits
         with autocast(self.device, self.precision):
-            logits = self.network(transforms.normalize(pixels))
-        loss = weighted_loss(logits, labels, weights, self.config.label_smoothing)
+            logits = self.network(pixels)
+        loss = weighted_loss(logits, labels, weights, self.config.label_smoothing, self._mean_weight(labels, weights))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if teaches:
-            self.optimizer.step()
+        self.optimizer.step()
         return loss.detach().double(), logits.detach()
+
+    def _mean_weight(self, labels: Tensor, weights: Tensor) -> Tensor:
+        """The batch's sum of weights; of several workers the mean of theirs.
+
+        Workers' gradients are averaged: with this a sample weighs the same whichever worker it came to.
+        """
+        total = (weights * (labels >= 0)).sum()
+        if self.num_workers > 1:
+            torch.distributed.all_reduce(total)
+        return total / self.num_workers
 
 
 def _on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -306,8 +322,10 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy of a batch, weighted and normalised by the batch's sum of weights.
+def weighted_loss(
+    logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float, total: Tensor | None = None
+) -> Tensor:
+    """Mean cross-entropy of a batch, weighted and normalised by a sum of weights.
 
     Parameters
     ----------
@@ -317,6 +335,8 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothi
     weights : Tensor of shape (B,)
         Not negative.
     label_smoothing : float
+    total : Tensor of shape (), optional
+        The sum of weights; without it the batch's.
 
     Returns
     -------
@@ -327,7 +347,8 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothi
         logits.float(), labels, ignore_index=-1, reduction="none", label_smoothing=label_smoothing
     )  # (B,)
     weights = weights * (labels >= 0)
-    return (each * weights).sum() / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    total = weights.sum() if total is None else total
+    return (each * weights).sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> NDArray[np.int64]:

@@ -10,7 +10,6 @@ import pytest
 from razor_ray.comparison import (
     ALL,
     Estimate,
-    Summary,
     break_even,
     estimate,
     level_with_best,
@@ -34,8 +33,12 @@ def row(method, accuracy, seed=0, keep_fraction=0.1, budget="epochs", seconds=5.
     }
 
 
-def line(method, mean, error=0.01, budget="epochs"):
-    return Summary(budget, 0.1, method, *[Estimate(mean, error, 3)] * 3, seconds=1.0)
+def line(method, mean, error=0.01, num_seeds=3, shift=0):
+    """A method of this mean and standard error; `shift` says which seed has the highest."""
+    spread = np.linspace(-1, 1, num_seeds) if num_seeds > 1 else np.zeros(1)
+    spread = np.roll(spread, shift) * (error / (np.std(spread, ddof=1) / math.sqrt(num_seeds)) if num_seeds > 1 else 0)
+    (found,) = summarize(row(method, mean + value, seed) for seed, value in enumerate(spread))
+    return found
 
 
 def test_estimate_by_hand():
@@ -62,6 +65,12 @@ def test_summaries_group_and_sort():
         ([line("a", 0.80), line("b", 0.70)], ["a"]),
         ([line("b", 0.70), line("a", 0.80), line("c", 0.79)], ["a", "c"]),
         ([line("a", 0.80, 0.001), line("b", 0.75, 0.06)], ["a", "b"]),  # a wide interval reaches the best
+        # Apart, but in another order over the seeds: the differences are 0.00, 0.12 and 0.12, of standard error 0.04.
+        ([line("a", 0.80, 0.0231), line("b", 0.72, 0.0231, shift=1)], ["a", "b"]),
+        ([line("a", 0.80, 0.0231), line("b", 0.72, 0.0231)], ["a"]),  # the same one, over every seed
+        # What t allows two, seven do not: 0.10 of standard error 0.02 is 5.0, t for one of them 4.3, for six 11.
+        ([line("a", 0.80, 0.0), line("b", 0.70, 0.02)], ["a"]),
+        ([line("a", 0.80, 0.0), *(line(name, 0.70, 0.02) for name in "bcdefg")], list("abcdefg")),
     ],
 )
 def test_level_with_best(lines, level):
@@ -69,7 +78,8 @@ def test_level_with_best(lines, level):
 
 
 def test_one_seed_names_no_winner():
-    lines = [line("a", 0.9, math.inf), line("b", 0.1, math.inf)]
+    lines = [line("a", 0.9, num_seeds=1), line("b", 0.1, num_seeds=1)]
+    assert lines[0].accuracy == Estimate(0.9, math.inf, 1)
     assert verdict(lines) == "One seed each: no method can be told from another."
     assert level_with_best(lines) == ["a", "b"]
 
@@ -80,7 +90,7 @@ def test_everything_level_has_no_others():
 
 def test_a_wide_interval_is_not_above_what_it_reaches():
     # b's reaches from the best to below c, which lies apart from the best: it is the best alone that is above c.
-    lines = [line("a", 0.84, 0.05), line("c", 0.78, 0.005), line("b", 0.75, 0.10)]
+    lines = [line("a", 0.84, 0.001), line("c", 0.78, 0.001), line("b", 0.75, 0.10)]
     assert level_with_best(lines) == ["a", "b"]
     assert verdict(lines) == "a has the highest mean; b cannot be told from it; it is above c."
     three = [line("a", 0.84), line("b", 0.83), line("c", 0.83), line("d", 0.1), line("e", 0.1)]
@@ -88,11 +98,31 @@ def test_a_wide_interval_is_not_above_what_it_reaches():
 
 
 def test_two_seeds_are_told_to_be_few():
-    lines = [
-        Summary("epochs", 0.1, method, *[Estimate(mean, 0.01, number)] * 3, seconds=1.0)
-        for method, mean, number in (("a", 0.8, 5), ("b", 0.7, 2))
-    ]
-    assert verdict(lines) == "a is the best. Two seeds tell little of how seeds differ."
+    lines = [line("a", 0.8, 0.01, num_seeds=5), line("b", 0.7, 0.01, num_seeds=2)]
+    assert verdict(lines).endswith(" Two seeds tell little of how seeds differ.")
+
+
+def test_only_seeds_that_both_have_are_compared():
+    one = summarize(row("a", 0.8, seed) for seed in range(3))[0]
+    other = summarize(row("b", 0.5, seed) for seed in range(3, 6))[0]
+    assert not one.differs_from(other, 1)  # nothing of it is paired
+
+
+def test_intervals_are_added_up():
+    # 0.014 apart, 0.01 each: they meet, though not at the root of the sum of squares.
+    assert Estimate(0.8, 0.01, 3).overlaps(Estimate(0.785, 0.01, 3))
+    assert not Estimate(0.8, 0.01, 3).overlaps(Estimate(0.779, 0.01, 3))
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5])
+def test_of_equal_methods_hardly_ever_one_is_told_apart(num_seeds):
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(400):
+        accuracy = 0.8 + 0.005 * rng.standard_normal((5, num_seeds))
+        rows = [row(name, accuracy[of, seed], seed) for of, name in enumerate("abcde") for seed in range(num_seeds)]
+        told += len(level_with_best(summarize(rows))) < 5
+    assert told / 400 < 0.10  # 0.05 for each best against all others; by intervals alone some 0.7
 
 
 def test_what_is_missing_is_told():
@@ -118,6 +148,20 @@ def test_rank_stability_by_hand():
     assert rank_stability(one, -one)["spearman"] == pytest.approx(-1.0)
 
 
+def test_rank_stability_of_equals():
+    # Ranks 1.5 1.5 3 4 against 1 2 3.5 3.5: deviations -1 -1 .5 1.5 and -1.5 -.5 1 1, so 4 / sqrt(4.5 x 4.5).
+    found = rank_stability(np.array([1.0, 1.0, 3.0, 4.0]), np.array([1.0, 2.0, 5.0, 5.0]))
+    assert found["spearman"] == pytest.approx(4 / 4.5)
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 4, (2, 50_000))  # as of forgetting: a tenth of them is some of the equally hardest
+    found = rank_stability(*counts)
+    assert found["top 10 %"] == pytest.approx(0.1, abs=0.02)
+    assert found["top 30 %"] == pytest.approx(0.3, abs=0.02)
+    constant = rank_stability(np.zeros(10), np.arange(10.0))
+    assert set(constant) == {"spearman", "top 10 %", "top 30 %", "top 50 %"}
+    assert all(math.isnan(value) for value in constant.values())
+
+
 def test_markdown_marks_the_level_and_counts_the_cost():
     lines = summarize(
         [row(ALL, 0.9, keep_fraction=1.0)]
@@ -135,3 +179,13 @@ def test_markdown_marks_the_level_and_counts_the_cost():
     assert "Counted in epochs, scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
     assert "30 % of one training of 10 epochs" in text
     assert "| other | 0.500 |" in text
+
+
+def test_no_break_even_is_told_of_another_network_or_of_equal_steps():
+    rows = [row("a", 0.8), row("a", 0.8, budget="steps")]
+    text = markdown(summarize(rows), cost_epochs=4.0, epochs=10, stability={})
+    assert text.count("Counted in epochs") == 1 and text.count("Equal steps save nothing.") == 1
+    assert "4.0 epochs on all samples, 40 % of one training of 10 epochs." in text
+    other = markdown(summarize(rows), cost_epochs=4.0, epochs=10, other_network="resnet9 at 32 pixels", stability={})
+    assert "Counted in epochs" not in other and "40 %" not in other
+    assert "4.0 epochs on all samples of another network (resnet9 at 32 pixels)" in other

@@ -489,7 +489,7 @@ def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it,
         ),
         # In one message what will do: a fraction of one sample would be refused again, for the floors.
         (["--keep-fraction", "0.0001"], "the budget is 0 of 400. Pass keep_fraction of at least 0.025,"),
-        (["--keep-fraction", "0.0001", "--weigh.class-floor", "0"], "comes to 0 samples. Pass at least 0.00125"),
+        (["--keep-fraction", "0.0001", "--weigh.class-floor", "0"], "comes to 0 samples. Pass at least 0.0025"),
     ],
 )
 def test_a_request_that_cannot_be_met_leaves_no_folder_behind(run, weights_file, tmp_path, capfd, option, message):

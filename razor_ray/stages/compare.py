@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ import razor_ray
 from razor_ray import charts, comparison, images, manifest, model, schema, training, weights
 from razor_ray.baselines import METHODS
 from razor_ray.comparison import ALL
-from razor_ray.config import CompareConfig
+from razor_ray.config import CompareConfig, PruneConfig
 from razor_ray.hashing import VALIDATION, hash_ids
 from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import say, stage
@@ -39,6 +39,7 @@ from razor_ray.stages import ingest, preflight, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 from razor_ray.stages.checkpoint import Checkpoint
 from razor_ray.stages.sample import random_ids
+from razor_ray.stages.weigh import threshold_of_round
 
 _DECODE_BATCH = 256
 _CELLS, _STATE = "cells", ".pt"
@@ -79,6 +80,9 @@ class Data:
     image_size: int
     weights: bytes | None = None
     """The state_dict that trainings start from, if one was given."""
+    threshold: float | None = None
+    earlier: tuple[dict[int, float], ...] = ()
+    """Of a run with ISPL rounds, as `selection.gamma_razor` takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +130,24 @@ def cells(config: CompareConfig) -> list[Cell]:
     return found
 
 
-def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Catalog | None, store: RunStore) -> str:
+def compare(
+    config: CompareConfig,
+    run: RunStore,
+    pruned: PruneConfig,
+    catalog: Catalog,
+    held_out: Catalog | None,
+    store: RunStore,
+) -> str:
     """Train the cells that are missing, and write the comparison.
 
     Parameters
     ----------
     config : CompareConfig
+        As `reuse.choice_as_in` gives it.
     run : RunStore
         A finished run of `prune`.
+    pruned : PruneConfig
+        Its configuration.
     catalog : Catalog
         Of the run's input.
     held_out : Catalog or None
@@ -152,7 +166,10 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     ValueError
         If a method is not known or needs a score that the run has not, or the images fit no memory.
     """
-    _check_same(run, catalog, held_out, store)
+    _check_same(run, config, catalog, held_out, store)
+    proxy, size = run.commit_facts("proxy"), choose_size(config.model.image_size, catalog)
+    is_alike = (proxy["arch"], proxy["image_size"]) == (model.resolve_arch(config.model.arch, size), size)
+    other_network = "" if is_alike else f"{proxy['arch']} at {proxy['image_size']} pixels"
     done = _done(store)
     missing = [cell for cell in cells(config) if cell not in done]
     samples, sample_id = read_samples(run, config.hardness)
@@ -161,12 +178,13 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
     if missing:
         _check_methods(config, samples)
         data = _gather(config, samples, sample_id, catalog, held_out)
+        data = _with_rounds(data, samples, run.commit_facts("proxy").get("rounds", []), pruned)
         folder = Folder(store.filesystem, store.root.rstrip("/"), _SECONDS_BETWEEN_STATES)
         num_steps = sum(_num_steps(config, cell, len(data.samples.ids)) for cell in missing)
         num_asked = len(cells(config))
         num_ended = num_asked - len(missing)
         if done:
-            _write(config, run, _sorted(done), stability, store, len(missing))
+            _write(config, run, _sorted(done), stability, other_network, store, len(missing))
         if num_ended:
             say(f"compare   {num_ended} of {num_asked} trainings done before, skipped")
         with stage("compare", num_steps, "steps") as progress:
@@ -185,27 +203,30 @@ def compare(config: CompareConfig, run: RunStore, catalog: Catalog, held_out: Ca
                 told = f"{num_ended} of {num_asked} trainings"
                 note = f"{told}, {cell.method} at {100 * cell.keep_fraction:g} %: {found['accuracy']:.2%}"
                 progress.advance(0, note)
-                _write(config, run, _sorted(done), stability, store, num_asked - num_ended)
+                _write(config, run, _sorted(done), stability, other_network, store, num_asked - num_ended)
             progress.note = told
-    return _write(config, run, _sorted(done), stability, store)
+    return _write(config, run, _sorted(done), stability, other_network, store)
 
 
-def _check_same(run: RunStore, catalog: Catalog, held_out: Catalog | None, store: RunStore) -> None:
+def _check_same(
+    run: RunStore, config: CompareConfig, catalog: Catalog, held_out: Catalog | None, store: RunStore
+) -> None:
     """Refuse to put trainings beside others that were made of other images or scores.
 
     Raises
     ------
     ValueError
-        If the run, its input or the held-out images are not those that the comparison was begun with.
+        If the run, its input, its settings or the held-out images are not those that the comparison was begun with.
     """
     made_of = {
         "input": catalog.fingerprint,
         "held-out": held_out.fingerprint if held_out else None,
         "proxy": run.commit_facts("proxy")["weights_sha256"],
         "scores": run.commit_facts("scores"),
+        "choice": asdict(config.weigh) | asdict(config.sample),
     }
     begun = store.read_json(_MADE_OF)
-    if begun is not None and (changed := [name for name, value in made_of.items() if begun[name] != value]):
+    if begun is not None and (changed := [name for name, value in made_of.items() if begun.get(name, value) != value]):
         raise ValueError(
             f"{store.uri} was begun with another state of {run.uri} or of the held-out images ({', '.join(changed)} "
             "changed since). Choose another --output."
@@ -315,6 +336,18 @@ def _gather(
     return Data(samples, pixels, eval_pixels, eval_label, arch, len(catalog.class_names), size, given)
 
 
+def _with_rounds(data: Data, scored: Samples, rounds: list[dict[str, Any]], pruned: PruneConfig) -> Data:
+    """The same with what the run's earlier ISPL rounds found, in proportion to what is left of a class."""
+    if not rounds:
+        return data
+    sizes, left = (np.bincount(of.label, minlength=data.num_classes) for of in (scored, data.samples))
+    earlier = tuple(
+        {int(label): count * left[int(label)] / sizes[int(label)] for label, count in of["effective_count"].items()}
+        for of in rounds
+    )
+    return replace(data, threshold=threshold_of_round(rounds[0], pruned.weigh, len(rounds) + 1), earlier=earlier)
+
+
 def validation_mask(samples: Samples) -> NDArray[np.bool_]:
     """A tenth of every class, by a hash of the ids: the same whatever is compared; (N,)."""
     order = np.lexsort((hash_ids(samples.ids.astype(np.uint64), 0, VALIDATION), samples.label))
@@ -389,7 +422,7 @@ def _steps_and_row(
     if cell.method == ALL:
         rows = np.arange(num_samples)
     else:
-        keep = _method(cell.method, config)(samples, weights.budget(num_samples, cell.keep_fraction), cell.seed)
+        keep = _method(cell.method, config, data)(samples, weights.budget(num_samples, cell.keep_fraction), cell.seed)
         rows = np.flatnonzero(keep)
     chosen = time.perf_counter()
     device = torch.device("cuda" if config.model.device == "cuda" else "cpu")
@@ -470,9 +503,11 @@ def _num_steps(config: CompareConfig, cell: Cell, num_samples: int) -> int:
     return config.epochs * -(-num_samples // batch_size)
 
 
-def _method(name: str, config: CompareConfig) -> Method:
+def _method(name: str, config: CompareConfig, data: Data) -> Method:
     if name == "razor":
-        return functools.partial(gamma_razor, weigh=config.weigh, sample=config.sample)
+        return functools.partial(
+            gamma_razor, weigh=config.weigh, sample=config.sample, threshold=data.threshold, earlier=data.earlier
+        )
     return METHODS[name]
 
 
@@ -515,13 +550,19 @@ def _write(
     run: RunStore,
     rows: list[dict[str, Any]],
     stability: dict[str, dict[str, float]],
+    other_network: str,
     store: RunStore,
     num_missing: int = 0,
 ) -> str:
     lines = comparison.summarize(rows)
     cost = manifest.scoring_epochs(run.commit_facts("proxy"))
     text = comparison.markdown(
-        lines, cost_epochs=cost, epochs=config.epochs, stability=stability, num_missing=num_missing
+        lines,
+        cost_epochs=cost,
+        epochs=config.epochs,
+        other_network=other_network,
+        stability=stability,
+        num_missing=num_missing,
     )
     write_table(store.filesystem, store.path("compare.parquet"), pa.Table.from_pylist(rows))
     store.write_bytes("compare.md", text.encode())

@@ -12,13 +12,22 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 
 from razor_ray import model, schema, sources
-from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, ScoreConfig, WeighConfig, from_dict
+from razor_ray.config import (
+    CompareConfig,
+    InputConfig,
+    ProxyConfig,
+    PruneConfig,
+    SampleConfig,
+    ScoreConfig,
+    WeighConfig,
+    from_dict,
+)
 from razor_ray.progress import say, stage
 from razor_ray.run_store import CONFIG, RunStore, aside
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages.score import check_quarantine, hardness_column
 
-Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig, WeighConfig)
+Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig, WeighConfig, SampleConfig)
 
 _COPIES_AT_ONCE = 16
 _QUOTA_ALONE = ("quota", "class_floor")
@@ -58,6 +67,32 @@ def settings(config: PruneConfig) -> PruneConfig:
     return settled
 
 
+def choice_as_in(config: CompareConfig, pruned: PruneConfig) -> CompareConfig:
+    """A comparison whose method 'razor' chooses as the run did; a setting that is given and is no default counts.
+
+    Raises
+    ------
+    ValueError
+        If the run had ISPL rounds, in which its proxy learned by the weights of other settings than are given.
+    """
+    settling = _Settling({})
+    settled = dataclasses.replace(
+        config,
+        weigh=settling.all_of("weigh.", config.weigh, pruned.weigh, WeighConfig()),
+        sample=settling.all_of("sample.", config.sample, pruned.sample, SampleConfig()),
+    )
+    in_rounds = [text for text in settling.wrong if text.startswith("weigh.")]
+    in_rounds = [text for text in in_rounds if text.partition(":")[0].removeprefix("weigh.") not in _QUOTA_ALONE]
+    if pruned.rounds > 1 and in_rounds:
+        raise ValueError(
+            f"the proxy of {config.run} learned in rounds by other weights ({'; '.join(in_rounds)}). Leave these "
+            "settings out, or compare a run that was pruned with them."
+        )
+    if settling.taken:
+        say(f"note      razor as in {config.run}: {', '.join(settling.taken)}")
+    return settled
+
+
 def offer(config: PruneConfig, store: RunStore) -> str:
     """What to add to the refusal of a folder that holds another run: that its scores could be taken, if they could."""
     with suppress(ValueError, OSError):  # whatever lies there; it is for the message only
@@ -93,7 +128,7 @@ def _settle(config: PruneConfig, made: PruneConfig, store: RunStore) -> tuple[Pr
 
 
 class _Settling:
-    """Puts the settings of two runs together: the other run's count, and what is given here must not be another."""
+    """Puts the settings of two runs together: the other run's count, and what is given here and differs is found."""
 
     def __init__(self, resolved: dict[str, Any]) -> None:
         self.resolved = resolved
@@ -104,9 +139,11 @@ class _Settling:
         """Settings that were left at their defaults here, and are others there."""
 
     def one(self, name: str, here: Any, there: Any, default: Any) -> Any:
+        """The other run's; that of here where it is `wrong`."""
         if here not in (there, default, self.resolved.get(name, there)):
             self.wrong.append(f"{name}: {here!r} here, {there!r} there")
-        elif here == default != there:
+            return here
+        if here == default != there:
             self.taken.append(f"{name} {there!r}")
         return there
 

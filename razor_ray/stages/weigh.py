@@ -110,6 +110,11 @@ def weigh(
     store.commit("weights", facts | {"ispl": asdict(ispl), "effective_count": facts_of_classes})
 
 
+def threshold_of_round(first: dict[str, Any], config: WeighConfig, number: int) -> float:
+    """The ISPL threshold of a round, from 1 on: that of the first, whose committed facts these are, fallen since."""
+    return first["ispl"]["threshold"] * config.round_decay ** (number - 1)
+
+
 def read(store: RunStore) -> Weights:
     """The committed weights."""
     table = store.read("weights")
