@@ -97,6 +97,24 @@ def test_random_balanced_by_hand():
     label = [0] * 10 + [1] * 10 + [2] * 2
     mask = baselines.random_balanced(plain(np.zeros(22), label=label), 12, 3)
     assert np.bincount(np.asarray(label)[mask]).tolist() == [5, 5, 2]  # the small class whole, its rest to the others
+    label = [0] * 100 + [1] * 10
+    mask = baselines.random_balanced(plain(np.zeros(110), label=label), 8, 3)
+    assert np.bincount(np.asarray(label)[mask]).tolist() == [4, 4]
+
+
+def test_names_are_those_of_the_methods():
+    of_one_name = {"random_balanced", "ccs", "moderate", "dual", "dyn_unc", "forgetting"}
+    assert all(METHODS[name] is getattr(baselines, name) for name in of_one_name)
+    assert METHODS["random"] is baselines.random and METHODS["hardest"] is baselines.hardest_first
+    given_samples = samples(400, 3)
+    for name in ("ccs", "dual"):
+        expected = baselines.per_class(METHODS[name])(given_samples, 100, 1)
+        np.testing.assert_array_equal(METHODS[f"{name}_per_class"](given_samples, 100, 1), expected)
+
+
+def test_dyn_unc_by_hand():
+    given_samples = plain([0.1, 0.3, 0.2], "dyn_unc")
+    assert kept(baselines.dyn_unc(given_samples, 2, 0)) == [1, 2]
 
 
 def test_ccs_by_hand():
@@ -109,13 +127,20 @@ def test_ccs_by_hand():
     assert not mask[18:].any()
 
 
+def test_ccs_has_fifty_strata():
+    # One sample in each of 49 strata and a hundred in the lowest: of 60 kept, 49 are those, and 11 of the many.
+    score = [0.0] * 100 + [(stratum + 0.5) / 50 for stratum in range(1, 49)] + [1.0]
+    mask = baselines.ccs(plain(score), 60, 0, tail=0.0)
+    assert (mask[:100].sum(), mask[100:].sum()) == (11, 49)
+
+
 def test_ccs_cuts_less_where_the_budget_would_not_be_met():
     assert baselines.ccs(plain(np.arange(10.0)), 9, 0, tail=0.5).sum() == 9
 
 
 def test_ccs_cuts_what_its_authors_cut():
     score = np.arange(1000.0)
-    for budget, hardest in ((100, 699), (300, 899), (500, 999)):
+    for budget, hardest in ((100, 699), (110, 899), (300, 899), (310, 999), (500, 999)):
         keeps = [kept(baselines.ccs(plain(score), budget, seed))[-1] for seed in range(30)]
         assert max(keeps) <= hardest
         assert max(keeps) > hardest - 20  # up to the edge of what was cut
@@ -126,6 +151,9 @@ def test_moderate_by_hand():
     embedding = np.array([[-5.0], [1.0], [0.0], [-1.0], [2.0], [3.0]])
     given_samples = Samples(ids=np.arange(6), label=np.zeros(6, int), embedding=embedding)
     assert kept(baselines.moderate(given_samples, 3, 0)) == [1, 3, 4]
+    # Distances 10, 1, 2, 3, 4: their median is 3, their mean 4.
+    given_samples = Samples(ids=np.arange(5), label=np.zeros(5, int), embedding=np.array([[-10.0], [1], [2], [3], [4]]))
+    assert kept(baselines.moderate(given_samples, 1, 0)) == [3]
 
 
 def test_moderate_needs_embeddings():
@@ -136,8 +164,8 @@ def test_moderate_needs_embeddings():
 def test_dual_draws_as_its_density_says():
     # Three kinds of samples of one DUAL score; the ten anchors have a mean of 0.5, half is pruned, c = 1:
     # b = 15 x 0.5 x 0.5 = 3.75, a = 12.25.
-    mean = np.array([0.5] * 10 + [0.9] * 40 + [0.7] * 40)
-    score = np.array([1.0] * 10 + [0.5] * 80)
+    mean = np.array([0.3] * 5 + [0.7] * 5 + [0.9] * 40 + [0.7] * 40)
+    score = np.concatenate([np.linspace(1.0, 0.91, 10), np.full(80, 0.5)])
     given_samples = Samples(ids=np.arange(90), label=np.zeros(90, int), scores={"dual": score, "mean_p": mean})
     a, b = 12.25, 3.75
     density = mean ** (a - 1) * (1 - mean) ** (b - 1) * score
@@ -148,6 +176,13 @@ def test_dual_draws_as_its_density_says():
     expected = 3000 * np.array([part.sum() for part in np.split(density / density.sum(), [10, 50])])
     found = np.array([part.sum() for part in np.split(first, [10, 50])])
     assert (abs(found - expected) < 5 * np.sqrt(expected) + 1).all()
+
+
+def test_dual_has_its_authors_exponent():
+    given_samples = samples(2000)
+    np.testing.assert_array_equal(
+        baselines.dual(given_samples, 600, 0), baselines.dual(given_samples, 600, 0, exponent=4.0)
+    )
 
 
 def test_dual_prefers_easier_samples_when_more_is_pruned():

@@ -21,9 +21,10 @@ from PIL import Image
 
 from razor_ray import images, lease, model, pipeline, schema, weights
 from razor_ray.cli import main
-from razor_ray.config import InputConfig, PruneConfig, WeighConfig, to_dict
+from razor_ray.config import CompareConfig, InputConfig, PruneConfig, WeighConfig, from_dict, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
+from razor_ray.stages import compare as comparing
 from razor_ray.stages import preflight, reuse, runtime
 from razor_ray.training import choose_precision
 from tests.conftest import write_shards
@@ -371,6 +372,15 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # forgotten once at most, or never learned
     selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
     np.testing.assert_array_equal(selection["hardness"], columns["mean_el2n"])
+    # A comparison chooses the same.
+    run = RunStore(f"{tmp_path}/out")
+    pruned = from_dict(PruneConfig, run.read_json("config.json"))
+    samples, _ = comparing.read_samples(run)
+    nothing = np.zeros(0)  # no training comes of it
+    data = comparing.Data(samples, nothing, nothing, nothing, "resnet9", 10, 8)  # type: ignore[arg-type]
+    data = comparing._with_rounds(data, samples, run.commit_facts("proxy")["rounds"], pruned)
+    razor = comparing._method("razor", CompareConfig(run="run", output="out"), data)
+    np.testing.assert_array_equal(razor(samples, selection["keep"].to_numpy().sum(), pruned.seed), selection["keep"])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["scores"]["hardness"] == "mean_el2n"
     assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))

@@ -217,6 +217,15 @@ def test_wrong_labels_by_hand():
     assert estimate_wrong_labels(-np.log(p_label), p_other - p_label) == 1 / 5
 
 
+def test_wrong_labels_are_judged_by_a_mean():
+    # It agrees with four, by 0.95 three times and 0.40: 0.8125 on average. One it contradicts by 0.85.
+    p_label = np.array([0.95, 0.95, 0.95, 0.40, 0.10])
+    margin = np.array([-0.9, -0.9, -0.9, -0.1, 0.75])
+    assert estimate_wrong_labels(-np.log(p_label), margin) == pytest.approx(0.2)
+    margin[4] = 0.70  # by 0.80, of which it is not sure enough
+    assert estimate_wrong_labels(-np.log(p_label), margin) == 0.0
+
+
 def test_wrong_labels_of_a_proxy_that_knows_nothing():
     # Ten classes, all samples alike: 0.05 for the label, 0.1 for another: nothing is said with confidence.
     assert estimate_wrong_labels(np.full(8, -np.log(0.05)), np.full(8, 0.05)) == 0.0
@@ -333,6 +342,63 @@ def test_gamma_by_hand():
         config = SampleConfig(clustering="none", tail=0.0, gamma=gamma)
         found = [sample(hardness, 8, config, seed=seed).keep[:12].sum() for seed in range(300)]
         assert_allclose(np.mean(found), num_easy, atol=0.2)  # 4 standard errors
+
+
+def chosen(hardness, quota, **settings):
+    """Of a class of which nothing is clustered."""
+    settings = SampleConfig(**({"clustering": "none"} | settings))
+    return sample_class(
+        hardness=np.asarray(hardness, float),
+        embedding=None,
+        ids=np.arange(len(hardness)),
+        quota=quota,
+        seed=0,
+        label=0,
+        contradicted_fraction=0.0,
+        wrong_label_fraction=0.0,
+        settings=settings,
+    )
+
+
+def test_gamma_auto_is_one():
+    hardness = np.random.default_rng(0).beta(1, 5, 2000)
+    keep = {gamma: chosen(hardness, 300, gamma=gamma).keep for gamma in ("auto", 1.0, 0.0, 2.0)}
+    assert_array_equal(keep["auto"], keep[1.0])
+    assert not np.array_equal(keep["auto"], keep[0.0]) and not np.array_equal(keep["auto"], keep[2.0])
+
+
+def test_density_has_fifty_bins():
+    hardness = np.random.default_rng(0).beta(1, 5, 10_000)
+    assert_array_equal(density_weights(hardness, 1.0), density_weights(hardness, 1.0, num_bins=50))
+    assert not np.array_equal(density_weights(hardness, 1.0), density_weights(hardness, 1.0, num_bins=100))
+
+
+def test_density_is_of_what_the_tail_left():
+    # Nine tenths are within a tenth of the range of what is left, and the tail is a thousand times as far away.
+    hardness = np.concatenate([np.linspace(0, 0.1, 900), np.linspace(0.1, 1, 100), np.full(10, 1000.0)])
+    keep = chosen(hardness, 100, tail=0.01).keep
+    assert keep[900:1000].sum() > 50  # over the whole range these were a tenth of one bin
+    assert not keep[1000:].any()
+
+
+def test_a_small_quota_has_few_clusters():
+    # Of twenty clusters most would get nothing of a quota of six, and the same ones whatever the seed.
+    rng = np.random.default_rng(0)
+    embedding = rng.normal(size=(400, 8)).astype(np.float32)
+    for quota, most in ((2, 1), (6, 2), (59, 19), (60, 20), (200, 20)):
+        found = sample_class(
+            hardness=rng.random(400),
+            embedding=embedding,
+            ids=np.arange(400),
+            quota=quota,
+            seed=0,
+            label=0,
+            contradicted_fraction=0.0,
+            wrong_label_fraction=0.0,
+            settings=SampleConfig(tail=0.0),
+        )
+        assert found.cluster.max() + 1 == most
+        assert found.keep.sum() == quota
 
 
 def test_floor_bound_is_the_reason():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 
@@ -14,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import nn
 
-from razor_ray import model
+from razor_ray import model, transforms
 from razor_ray.config import InputConfig, TrainConfig
 from razor_ray.training import (
     Trainer,
@@ -426,20 +427,97 @@ def test_fit_makes_as_many_steps_as_asked(monkeypatch):
     assert_allclose([progress for _, progress in steps], np.arange(7) / 7)
 
 
-def test_a_batch_without_weight_moves_nothing():
-    torch.manual_seed(0)
-    network = model.build("lenet", 2)
-    settings_ = config(augment="none", weight_decay=0.1)
-    optimizer = make_optimizer(network, settings_, 0.1)
-    trainer = Trainer(
+def trainer_of(network, *, learning_rate=0.1, num_workers=1, **changes):
+    """Steps of 16 x 16 images on the CPU."""
+    settings_ = config(**({"augment": "none", "weight_decay": 0.1} | changes))
+    optimizer = make_optimizer(network, settings_, learning_rate)
+    return Trainer(
         network,
         optimizer,
         settings_,
-        learning_rate=0.1,
+        learning_rate=learning_rate,
         image_size=16,
         precision="float32",
         device=torch.device("cpu"),
+        num_workers=num_workers,
     )
+
+
+def test_a_step_is_made_at_the_rate_of_its_moment():
+    torch.manual_seed(0)
+    trainer = trainer_of(model.build("lenet", 2), schedule="one_cycle")
+    pixels, labels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    for progress, rate in ((0.0, 0.0), (0.125, 0.05), (0.25, 0.1), (0.625, 0.05), (1.0, 0.0)):
+        trainer.step(pixels, labels, torch.ones(4), progress, torch.Generator())
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == pytest.approx([rate] * 2)
+
+
+@pytest.mark.parametrize(("augment", "flip"), [("none", None), ("crop", False), ("crop_flip", True)])
+def test_images_are_cropped_and_flipped_as_asked(monkeypatch, augment, flip):
+    seen = []
+    crop = transforms.random_crop
+    monkeypatch.setattr(transforms, "random_crop", lambda *given, flip: seen.append(flip) or crop(*given, flip=flip))
+    torch.manual_seed(0)
+    trainer = trainer_of(model.build("lenet", 2), augment=augment)
+    pixels = torch.randint(0, 256, (4, 20, 20, 3), dtype=torch.uint8)
+    trainer.step(pixels, torch.tensor([0, 1, 0, 1]), torch.ones(4), 0.5, torch.Generator())
+    assert seen == ([] if flip is None else [flip])
+
+
+def test_classes_are_predicted_by_the_statistics_that_were_gathered():
+    torch.manual_seed(0)
+    network = model.build("resnet9", 3)
+    trainer = trainer_of(network)
+    pixels = torch.randint(0, 256, (40, 16, 16, 3), dtype=torch.uint8)
+    for _ in range(5):
+        trainer.step(pixels, torch.arange(40) % 3, torch.ones(40), 0.5, torch.Generator())
+    assert network.training
+    found = predict(network, pixels, precision="float32", device=torch.device("cpu"))
+    assert not network.training
+    with torch.no_grad():
+        one_by_one = torch.cat([network(transforms.normalize(image[None])).argmax(1) for image in pixels])
+    assert torch.equal(found, one_by_one)  # of the statistics of one image there would be other ones
+
+
+def test_a_sample_weighs_the_same_whichever_worker_it_comes_to(monkeypatch):
+    """Two workers, whose gradients are averaged, step as one does with the images of both."""
+    torch.manual_seed(0)
+    network = model.build("lenet", 3)
+    pixels = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8)
+    labels, weights = torch.tensor([0, 1, 2, 0, -1, 1]), torch.tensor([0.01, 3.0, 0.5, 10.0, 7.0, 0.0])
+
+    def gradients(rows, num_workers=1, of_others=0.0):
+        copy_ = copy.deepcopy(network)
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.add_(of_others))
+        trainer = trainer_of(copy_, num_workers=num_workers)
+        loss, _ = trainer.step(pixels[rows], labels[rows], weights[rows], 0.5, torch.Generator())
+        return loss, [parameter.grad for parameter in copy_.parameters()]
+
+    whole_loss, whole = gradients(slice(None))
+    first_loss, first = gradients(slice(0, 3), 2, of_others=10.0)
+    other_loss, other = gradients(slice(3, 6), 2, of_others=3.51)
+    assert float(first_loss + other_loss) / 2 == pytest.approx(float(whole_loss), rel=1e-5)
+    for mine, theirs, both in zip(first, other, whole, strict=True):
+        torch.testing.assert_close((mine + theirs) / 2, both, rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_without_weight_moves_no_statistics():
+    torch.manual_seed(0)
+    network = model.build("resnet9", 2)
+    trainer = trainer_of(network)
+    pixels, labels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    trainer.step(pixels, labels, torch.ones(4), 0.5, torch.Generator())
+    before = copy.deepcopy(network.state_dict())
+    loss, logits = trainer.step(pixels, labels, torch.zeros(4), 0.5, torch.Generator())
+    assert loss == 0.0 and logits.shape == (4, 2) and logits.isfinite().all()
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_batch_without_weight_moves_nothing():
+    torch.manual_seed(0)
+    network = model.build("lenet", 2)
+    trainer = trainer_of(network)
     pixels = torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 0, -1])
     # A step first, so that there is momentum that could move it.

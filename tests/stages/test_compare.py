@@ -19,11 +19,12 @@ import torch
 
 from razor_ray import model, training, weights
 from razor_ray.cli import main
-from razor_ray.config import CompareConfig, InputConfig, ModelConfig, PruneConfig, from_dict
+from razor_ray.config import CompareConfig, InputConfig, ModelConfig, PruneConfig, SampleConfig, WeighConfig, from_dict
 from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
+from razor_ray.stages import reuse
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -340,6 +341,48 @@ def test_trainings_start_from_weights_that_are_given(run, tmp_path, capfd):
     assert rows[None]["recall"] != rows[f"{tmp_path}/given.safetensors"]["recall"]
 
 
+def test_razor_chooses_as_its_run_did(capfd):
+    pruned = PruneConfig(
+        input=InputConfig(path="in"),
+        output="run",
+        keep_fraction=0.3,
+        weigh=WeighConfig(quota="uniform", class_floor=7),
+        sample=SampleConfig(gamma=0.5),
+    )
+    asked = CompareConfig(run="run", output="out", weigh=WeighConfig(class_floor=3))
+    found = reuse.choice_as_in(asked, pruned)
+    assert found.weigh == WeighConfig(quota="uniform", class_floor=3)  # what is given counts
+    assert found.sample == SampleConfig(gamma=0.5)
+    assert replace(found, weigh=asked.weigh, sample=asked.sample) == asked
+    assert "note      razor as in run: weigh.quota 'uniform', sample.gamma 0.5\n" in capfd.readouterr().err
+    assert reuse.choice_as_in(asked, replace(pruned, weigh=WeighConfig(), sample=SampleConfig())) == asked
+    assert capfd.readouterr().err == ""
+    # In rounds the proxy learned by these weights.
+    in_rounds = replace(pruned, rounds=2)
+    assert reuse.choice_as_in(asked, in_rounds) == found
+    with pytest.raises(
+        ValueError, match=r"learned in rounds by other weights \(weigh.scheme: 'hard' here, 'linear' there"
+    ):
+        reuse.choice_as_in(replace(asked, weigh=WeighConfig(scheme="hard")), in_rounds)
+
+
+def test_rounds_count_in_proportion_to_what_is_left_of_a_class(run):
+    scored, _ = comparing.read_samples(RunStore(f"{run}/run"))
+    left = scored.take(np.flatnonzero(~comparing.validation_mask(scored)))
+    data = replace(data_of(run), samples=left)
+    pruned = PruneConfig(input=InputConfig(path="in"), output="run", keep_fraction=0.3, rounds=3)
+    assert comparing._with_rounds(data, scored, [], pruned) is data
+    counts = {str(label): 10.0 + label for label in range(10)}
+    rounds = [{"ispl": {"threshold": 0.8}, "effective_count": counts}, {"ispl": {}, "effective_count": counts}]
+    found = comparing._with_rounds(data, scored, rounds, pruned)
+    assert found.threshold == pytest.approx(0.2)  # it fell twice, by half
+    sizes, of_left = np.bincount(scored.label), np.bincount(left.label)
+    assert len(found.earlier) == 2
+    assert found.earlier[1] == {
+        label: pytest.approx((10 + label) * of_left[label] / sizes[label]) for label in range(10)
+    }
+
+
 def test_a_row_that_was_not_written_to_its_end_is_trained_again(run, tmp_path):
     store = RunStore(str(tmp_path))
     row = {"method": "random", "keep_fraction": 0.2, "budget": "epochs", "seed": 0, "accuracy": 0.5}
@@ -387,7 +430,7 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     assert "| 1.000 | 1.000 | 1.000 | 1.000 |" in capfd.readouterr().out  # a run agrees with itself on the ranks
 
 
-@pytest.mark.parametrize("changed", ["input", "held-out", "proxy", "scores"])
+@pytest.mark.parametrize("changed", ["input", "held-out", "proxy", "scores", "choice"])
 def test_trainings_of_other_images_or_scores_are_not_put_beside(run, tmp_path, capfd, changed):
     shutil.copytree(run / "run", tmp_path / "run")
     paths = ["--run", f"{tmp_path}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]

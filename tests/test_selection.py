@@ -1,0 +1,58 @@
+"""gamma-Razor in one call: what it looks at, and that classes are weighed over rounds."""
+
+import numpy as np
+import pytest
+
+from razor_ray import weights
+from razor_ray.config import SampleConfig, WeighConfig
+from razor_ray.selection import Samples, gamma_razor
+
+
+@pytest.fixture(scope="module")
+def samples() -> Samples:
+    """Three classes of 300, the third much harder than the others, as a proxy of several epochs and of one saw them."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1, 2], 300)
+    p = rng.beta(np.repeat([9, 8, 2], 300), 2)
+    scores = {"loss": -np.log(p), "el2n": 1.2 * (1 - p), "margin": 1 - 2 * p, "correct": p > 0.5}
+    return Samples(
+        ids=rng.permutation(900), label=label, scores=scores, embedding=rng.normal(size=(900, 4)).astype(np.float32)
+    )
+
+
+def with_scores(samples: Samples, **scores) -> Samples:
+    return Samples(ids=samples.ids, label=samples.label, scores=samples.scores | scores, embedding=samples.embedding)
+
+
+def quotas(keep, samples) -> list[int]:
+    return np.bincount(samples.label[keep], minlength=3).tolist()
+
+
+def test_what_the_proxy_contradicted_over_all_epochs_decides_the_tail(samples):
+    unguarded, whole = SampleConfig(noise_guard=False), SampleConfig(tail=0.0)
+    never = with_scores(samples, aum=np.full(900, -1.0))  # another class was never ahead, whatever one pass says
+    np.testing.assert_array_equal(
+        gamma_razor(never, 90, 0, sample=unguarded), gamma_razor(samples, 90, 0, sample=whole)
+    )
+    assert not np.array_equal(gamma_razor(samples, 90, 0, sample=unguarded), gamma_razor(samples, 90, 0, sample=whole))
+
+
+def test_threshold_and_earlier_rounds_decide_the_quotas(samples):
+    loss = samples.column("loss")
+    same = gamma_razor(samples, 90, 0, threshold=weights.loss_quantile(loss, 0.7))
+    np.testing.assert_array_equal(same, gamma_razor(samples, 90, 0))
+    lower = gamma_razor(samples, 90, 0, threshold=0.05)
+    assert quotas(lower, samples) != quotas(same, samples)
+    # By hand: the mean of the counts of two rounds.
+    ispl = weights.IsplSettings.of(WeighConfig(), 0.05)
+    now = np.array([ispl.weigh(loss[samples.label == label]).sum() for label in range(3)])
+    earlier = {0: 10.0, 1: 250.0, 2: 40.0}
+    shares = weights.class_shares(
+        num_samples=np.full(3, 300),
+        effective_count=(now + np.array([*earlier.values()])) / 2,
+        recall=np.ones(3),
+        budget=90,
+        config=WeighConfig(),
+    )
+    found = gamma_razor(samples, 90, 0, threshold=0.05, earlier=[earlier])
+    assert quotas(found, samples) == shares.quota.tolist() != quotas(lower, samples)
