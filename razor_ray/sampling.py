@@ -1,8 +1,8 @@
 r"""Intraclass sampling: which samples of one class are kept, given how many.
 
 The class is cut from both edges. Its hardest tail is set aside (wrong labels, or out of reach of the budget); the rest
-is clustered, so that every part of the class stays covered, and thinned where its hardness is dense, because easy
-samples are many and alike.
+is clustered, so that every part of the class stays covered, and thinned where its hardness is dense: where samples are
+many and alike. In most classes these are the easy ones; in a class that is hard throughout it is the middle.
 
 From the paper (Liu et al., gamma-Razor, IEEE TCSS 12(3), 2025, read as an abstract): intraclass sampling is a
 hardness-aware cluster sampling that downsamples the easy samples within each class. All else here is ours: k-means on
