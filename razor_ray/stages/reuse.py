@@ -75,22 +75,28 @@ def choice_as_in(config: CompareConfig, pruned: PruneConfig) -> CompareConfig:
     ValueError
         If the run had ISPL rounds, in which its proxy learned by the weights of other settings than are given.
     """
-    settling = _Settling({})
+    weigh, sample = _Settling({}), _Settling({})
     settled = dataclasses.replace(
         config,
-        weigh=settling.all_of("weigh.", config.weigh, pruned.weigh, WeighConfig()),
-        sample=settling.all_of("sample.", config.sample, pruned.sample, SampleConfig()),
+        weigh=weigh.all_of("weigh.", config.weigh, pruned.weigh, WeighConfig(), own=_given(config.weigh)),
+        sample=sample.all_of("sample.", config.sample, pruned.sample, SampleConfig(), own=_given(config.sample)),
     )
-    in_rounds = [text for text in settling.wrong if text.startswith("weigh.")]
-    in_rounds = [text for text in in_rounds if text.partition(":")[0].removeprefix("weigh.") not in _QUOTA_ALONE]
-    if pruned.rounds > 1 and in_rounds:
-        raise ValueError(
-            f"the proxy of {config.run} learned in rounds by other weights ({'; '.join(in_rounds)}). Leave these "
-            "settings out, or compare a run that was pruned with them."
-        )
-    if settling.taken:
-        say(f"note      razor as in {config.run}: {', '.join(settling.taken)}")
+    if pruned.rounds > 1:
+        asked, made = (dataclasses.replace(each, quota="ispl", class_floor=1) for each in (settled.weigh, pruned.weigh))
+        weigh.all_of("weigh.", asked, made, made)
+        if weigh.wrong:
+            raise ValueError(
+                f"the proxy of {config.run} learned in rounds by other weights ({'; '.join(weigh.wrong)}). Leave these "
+                "settings out, or compare a run that was pruned with them."
+            )
+    if taken := weigh.taken + sample.taken:
+        say(f"note      razor as in {config.run}: {', '.join(taken)}")
     return settled
+
+
+def _given(part: WeighConfig | SampleConfig) -> list[str]:
+    """Names of the settings that are not at their defaults."""
+    return [field.name for field in dataclasses.fields(part) if getattr(part, field.name) != field.default]
 
 
 def offer(config: PruneConfig, store: RunStore) -> str:
@@ -128,7 +134,7 @@ def _settle(config: PruneConfig, made: PruneConfig, store: RunStore) -> tuple[Pr
 
 
 class _Settling:
-    """Puts the settings of two runs together: the other run's count, and what is given here and differs is found."""
+    """Puts the settings of two runs together: the other run's count, and what is given here must not be another."""
 
     def __init__(self, resolved: dict[str, Any]) -> None:
         self.resolved = resolved
@@ -139,11 +145,9 @@ class _Settling:
         """Settings that were left at their defaults here, and are others there."""
 
     def one(self, name: str, here: Any, there: Any, default: Any) -> Any:
-        """The other run's; that of here where it is `wrong`."""
         if here not in (there, default, self.resolved.get(name, there)):
             self.wrong.append(f"{name}: {here!r} here, {there!r} there")
-            return here
-        if here == default != there:
+        elif here == default != there:
             self.taken.append(f"{name} {there!r}")
         return there
 
