@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from razor_ray.apportion import apportion
 from razor_ray.hashing import TAIL_TIES, as_ids, hash_ids
-from razor_ray.sampling import draw_keys, weighted_draw
+from razor_ray.sampling import draw_keys, first_of_groups, weighted_draw
 from razor_ray.selection import Method, Samples, gamma_razor
 
 _DUAL_SCALE, _DUAL_ANCHORS = 15.0, 10
@@ -27,7 +27,7 @@ def random_balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool
     """Keep as many samples of every class, and all of a class that is smaller; at random within classes."""
     labels, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)  # (C,), (N,), (C,)
     quota = apportion(np.ones(len(labels)), budget, np.zeros(len(labels), np.int64), sizes)  # (C,)
-    return _first_of_groups(_random_order(samples, seed), of_class, quota)
+    return first_of_groups(_random_order(samples, seed), of_class, quota)
 
 
 def hardest_first(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
@@ -111,7 +111,7 @@ def ccs(
     is_rest = np.zeros(num_samples, bool)
     is_rest[rest] = True
     order = _random_order(samples, seed)
-    return _first_of_groups(order[is_rest[order]], stratum, quota)
+    return first_of_groups(order[is_rest[order]], stratum, quota)
 
 
 def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
@@ -127,16 +127,17 @@ def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     """
     if samples.embedding is None:
         raise ValueError("moderate needs embeddings, got none.")
-    _, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)
-    quota = apportion(sizes.astype(np.float64), budget, np.zeros(len(sizes), np.int64), sizes)
-    off_median = np.empty(len(samples.ids))  # (N,)
-    for index in range(len(sizes)):
-        rows = np.flatnonzero(of_class == index)
-        rows = rows[np.argsort(as_ids(samples.ids[rows], "moderate"), kind="stable")]  # one order for the float sums
-        embedding = samples.embedding[rows].astype(np.float64)  # (n, D)
-        distance = np.linalg.norm(embedding - embedding.mean(axis=0), axis=1)  # (n,)
-        off_median[rows] = np.abs(distance - np.median(distance))
-    return _first_of_groups(_hardest_order(samples, -off_median, seed), of_class, quota)
+    return per_class(_nearest_to_median)(samples, budget, seed)
+
+
+def _nearest_to_median(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    assert samples.embedding is not None
+    rows = np.argsort(as_ids(samples.ids, "moderate"), kind="stable")  # one order for the float sums
+    embedding = samples.embedding[rows].astype(np.float64)  # (n, D)
+    distance = np.linalg.norm(embedding - embedding.mean(axis=0), axis=1)  # (n,)
+    off_median = np.empty(len(rows))  # (n,)
+    off_median[rows] = np.abs(distance - np.median(distance))
+    return _first(_hardest_order(samples, -off_median, seed), budget)
 
 
 def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> NDArray[np.bool_]:
@@ -234,16 +235,4 @@ def _first(order: NDArray[np.intp], budget: int) -> NDArray[np.bool_]:
         raise ValueError(f"the budget must be in 0..{len(order)}, the number of samples, got {budget}.")
     keep = np.zeros(len(order), bool)
     keep[order[:budget]] = True
-    return keep
-
-
-def _first_of_groups(
-    order: NDArray[np.intp], group: NDArray[np.integer], quota: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """A mask, (N,), of the first rows of an order in each group, as many as its quota."""
-    grouped = order[np.argsort(group[order], kind="stable")]  # (M,) group by group, in the order of each
-    sizes = np.bincount(group[order], minlength=len(quota))  # (K,)
-    place = np.arange(len(grouped)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # (M,) place in its group
-    keep = np.zeros(len(group), bool)
-    keep[grouped[place < np.repeat(quota, sizes)]] = True
     return keep

@@ -164,7 +164,6 @@ class FeaturesAndLogits(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.embedding_size = classifier(network).in_features
         self._captured: list[Tensor] = []
         classifier(network).register_forward_pre_hook(lambda _, inputs: self._captured.append(inputs[0]))
 

@@ -262,10 +262,30 @@ def _draw_in_clusters(
     size = np.bincount(cluster[rest])  # (K,)
     mass = np.bincount(cluster[rest], weights=weight[rest])  # (K,)
     quotas = apportion(mass, quota, np.zeros(len(size), np.int64), size)  # (K,)
-    grouped = preference[np.argsort(cluster[preference], kind="stable")]  # (m,) cluster by cluster, the best first
-    place = np.arange(len(grouped)) - np.repeat(np.cumsum(size) - size, size)  # (m,) place in its cluster
-    keep = np.zeros(len(cluster), bool)
-    keep[grouped[place < np.repeat(quotas, size)]] = True
+    return first_of_groups(preference, cluster, quotas)
+
+
+def first_of_groups(order: NDArray[np.intp], group: NDArray[np.integer], quota: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The first rows of each group.
+
+    Parameters
+    ----------
+    order : ndarray of shape (M,)
+        Some of the rows, the first first.
+    group : ndarray of shape (N,)
+        Of every row; of those in `order` in 0..K-1.
+    quota : ndarray of shape (K,)
+
+    Returns
+    -------
+    ndarray of shape (N,)
+        True for as many of each group as its quota, or all of a smaller one.
+    """
+    grouped = order[np.argsort(group[order], kind="stable")]  # (M,) group by group, in the order of each
+    sizes = np.bincount(group[order], minlength=len(quota))  # (K,)
+    place = np.arange(len(grouped)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # (M,) place in its group
+    keep = np.zeros(len(group), bool)
+    keep[grouped[place < np.repeat(quota, sizes)]] = True
     return keep
 
 

@@ -5,7 +5,8 @@ The names of columns are written in this file only.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ CATALOG = pa.schema(
     ]
 )
 """A row per shard. `path` is relative to the input; `group_rows` and `group_offsets` are where the shard can be
-entered, as `shards.ShardFacts` has them. Facts of the whole input are JSON in the schema's metadata."""
+entered, as `shards.ShardFacts` has them."""
 
 READ = pa.schema(
     [
@@ -134,6 +135,11 @@ def scores(embedding_size: int, *, with_dynamics: bool = False, num_rounds: int 
             pa.field("embedding", pa.list_(pa.float16(), embedding_size), nullable=False),
         ]
     )
+
+
+def table(columns: Mapping[str, Any], schema: pa.Schema, what: str) -> pa.Table:
+    """Columns by name, arrays or lists, as a table that `check` has looked at."""
+    return check(pa.table(dict(columns), schema=schema), schema, what)
 
 
 def check(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:

@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, assert_never, get_args
+from typing import assert_never, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from razor_ray.apportion import apportion, check_counts, check_integers
-from razor_ray.config import WeighConfig, check_keep_fraction
-
-Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
-QuotaRule = Literal["ispl", "proportional", "uniform", "recall"]
-
+from razor_ray.config import Quota, Scheme, WeighConfig, check_keep_fraction
 
 # Inverse self-paced weights: v = 1 - u, u the weight that self-paced learning gives.
 
@@ -389,9 +385,7 @@ def budget(num_samples: int, keep_fraction: float) -> int:
     return total
 
 
-def quota_mass(
-    rule: QuotaRule, *, ispl_mass: ArrayLike, num_samples: ArrayLike, recall: ArrayLike
-) -> NDArray[np.float64]:
+def quota_mass(rule: Quota, *, ispl_mass: ArrayLike, num_samples: ArrayLike, recall: ArrayLike) -> NDArray[np.float64]:
     """What the quotas of the classes are proportional to.
 
     Parameters

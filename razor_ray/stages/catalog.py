@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,7 +16,6 @@ from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages.runtime import run_tasks
 
-_METADATA_KEY = b"razor_ray"
 _SHARDS_PER_TASK = 16
 _MANY_CLASSES = 20
 """So many labels that each name one sample are none."""
@@ -95,16 +93,17 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
 
 def write(catalog: Catalog, store: RunStore) -> None:
     """Commit a catalog as the stage `catalog`."""
-    metadata = {
+    folder = store.begin("catalog")
+    write_table(store.filesystem, f"{folder}/catalog.parquet", catalog.table)
+    facts = {
+        "num_shards": catalog.table.num_rows,
+        "num_samples": catalog.num_samples,
+        "fingerprint": catalog.fingerprint,
         "class_names": list(catalog.class_names),
         "label_kind": catalog.label_kind,
         "network_size": catalog.network_size,
         "class_sizes": list(catalog.class_sizes),
     }
-    table = catalog.table.replace_schema_metadata({_METADATA_KEY: json.dumps(metadata).encode()})
-    folder = store.begin("catalog")
-    write_table(store.filesystem, f"{folder}/catalog.parquet", table)
-    facts = {"num_shards": table.num_rows, "num_samples": catalog.num_samples, "fingerprint": catalog.fingerprint}
     store.commit("catalog", facts)
 
 
@@ -116,9 +115,7 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
     InputError
         If the input's files are not those that were catalogued.
     """
-    table = store.read("catalog")
-    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
-    table = schema.check(table.replace_schema_metadata(None), schema.CATALOG, "catalog")
+    table, facts = schema.check(store.read("catalog"), schema.CATALOG, "catalog"), store.commit_facts("catalog")
     source = sources.find(config)
     seen = {"path": source.paths, "num_bytes": source.sizes}
     if source.fingerprints:
@@ -132,21 +129,20 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
         source=source,
         input=config,
         table=table,
-        class_names=tuple(metadata["class_names"]),
-        label_kind=metadata["label_kind"],
-        network_size=metadata["network_size"],
-        class_sizes=tuple(metadata["class_sizes"]),
+        class_names=tuple(facts["class_names"]),
+        label_kind=facts["label_kind"],
+        network_size=facts["network_size"],
+        class_sizes=tuple(facts["class_sizes"]),
     )
 
 
 def is_of(catalog: Catalog, store: RunStore) -> bool:
     """Whether the run in a store has the same samples: shards, labels and classes, wherever the input lies now."""
-    table = store.read("catalog")
-    metadata = json.loads(table.schema.metadata[_METADATA_KEY])
+    facts = store.commit_facts("catalog")
     classes = [list(catalog.class_names), catalog.label_kind, list(catalog.class_sizes)]
     return (
-        table.replace_schema_metadata(None).equals(catalog.table)
-        and [metadata[name] for name in ("class_names", "label_kind", "class_sizes")] == classes
+        store.read("catalog").equals(catalog.table)
+        and [facts[name] for name in ("class_names", "label_kind", "class_sizes")] == classes
     )
 
 
@@ -267,5 +263,4 @@ def _table(source: sources.Source, facts: list[sources.ShardFacts]) -> pa.Table:
         "group_rows": [fact.group_rows for fact in facts],
         "group_offsets": [fact.group_offsets for fact in facts],
     }
-    table = pa.table([pa.array(columns[field.name], field.type) for field in schema.CATALOG], schema=schema.CATALOG)
-    return schema.check(table, schema.CATALOG, "catalog")
+    return schema.table(columns, schema.CATALOG, "catalog")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,41 +30,48 @@ _ROWS_PER_PARTITION = 2**22
 """Of a few numbers each: some hundred megabytes while they are sorted."""
 
 
-def scatter_by_label(
-    files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_label: NDArray[np.int64]
+def scatter(
+    files: Sequence[str],
+    filesystem: pafs.FileSystem,
+    columns: Sequence[str],
+    partition: NDArray[np.int64],
+    *,
+    by: Literal["label", "shard"],
+    where: pc.Expression | None = None,
 ) -> list[list[Any]]:
-    """Split files by class.
+    """Split the rows of files by class, or by the shard that their samples come from.
 
     Parameters
     ----------
     files : sequence of str
-        Parquet files with a column `label`.
+        Parquet files with a column `label`, or `sample_id`.
     filesystem : FileSystem
     columns : sequence of str
-        To keep.
-    partition_of_label : ndarray of shape (C,)
-        The partition of each class, 0..P-1.
+        To keep; with that column.
+    partition : ndarray of shape (K,)
+        The partition of each class or shard, 0..P-1.
+    by : {'label', 'shard'}
+    where : Expression, optional
+        Of the files' columns: only rows for which it is true.
 
     Returns
     -------
     list of P lists of ObjectRef
-        Tables; all rows of a class are in its partition's, in the order of the files.
+        Tables; all rows of a class or shard are in its partition's, in the order of the files.
     """
-    return _scatter(_split_by_label, files, filesystem, columns, partition_of_label)
-
-
-def scatter_by_shard(
-    files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_shard: NDArray[np.int64]
-) -> list[list[Any]]:
-    """Split files by the shard that their samples come from; otherwise as `scatter_by_label`."""
-    return _scatter(_split_by_shard, files, filesystem, columns, partition_of_shard)
-
-
-def scatter_kept_by_shard(
-    files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition_of_shard: NDArray[np.int64]
-) -> list[list[Any]]:
-    """Split the kept rows of selection files by the shard that they come from; otherwise as `scatter_by_label`."""
-    return _scatter(_split_kept_by_shard, files, filesystem, columns, partition_of_shard)
+    num_partitions = int(partition.max()) + 1
+    # Never more files to a task than leaves one for every CPU.
+    most = _FILES_PER_TASK if "embedding" in columns else _NARROW_FILES_PER_TASK
+    step = max(1, min(most, len(files) // runtime.num_cpus()))
+    groups = [list(files[start : start + step]) for start in range(0, len(files), step)]
+    task = ray.remote(_split).options(num_returns=num_partitions, name="exchange")
+    shared = ray.put(partition)
+    split_files: list[Any] = [
+        task.remote(group, filesystem, list(columns), shared, num_partitions, by, where) for group in groups
+    ]
+    if num_partitions == 1:
+        return [split_files]
+    return [[parts[index] for parts in split_files] for index in range(num_partitions)]
 
 
 def num_partitions(num_things: int, num_rows: int, usual: int) -> int:
@@ -114,55 +121,23 @@ def even_partitions(sizes: NDArray[np.int64], num_partitions: int) -> NDArray[np
     return partition
 
 
-def _scatter(
-    split: Any, files: Sequence[str], filesystem: pafs.FileSystem, columns: Sequence[str], partition: NDArray[np.int64]
-) -> list[list[Any]]:
-    num_partitions = int(partition.max()) + 1
-    # Never more files to a task than leaves one for every CPU.
-    most = _FILES_PER_TASK if "embedding" in columns else _NARROW_FILES_PER_TASK
-    step = max(1, min(most, len(files) // runtime.num_cpus()))
-    groups = [list(files[start : start + step]) for start in range(0, len(files), step)]
-    task = ray.remote(split).options(num_returns=num_partitions, name="exchange")
-    shared = ray.put(partition)
-    split_files = [task.remote(group, filesystem, list(columns), shared, num_partitions) for group in groups]
-    if num_partitions == 1:
-        return [split_files]
-    return [[parts[index] for parts in split_files] for index in range(num_partitions)]
-
-
 @freed_memory_kept()
-def _split_by_label(
-    files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
+def _split(
+    files: list[str],
+    filesystem: pafs.FileSystem,
+    columns: list[str],
+    partition: NDArray[np.int64],
+    num_partitions: int,
+    by: str,
+    where: pc.Expression | None,
 ) -> list[pa.Table] | pa.Table:
-    table = _read(files, filesystem, columns)
-    return _split(table, partition[table["label"].to_numpy()], num_partitions)
-
-
-@freed_memory_kept()
-def _split_by_shard(
-    files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
-) -> list[pa.Table] | pa.Table:
-    table = _read(files, filesystem, columns)
-    return _split(table, partition[schema.shard_ids(table["sample_id"].to_numpy())], num_partitions)
-
-
-@freed_memory_kept()
-def _split_kept_by_shard(
-    files: list[str], filesystem: pafs.FileSystem, columns: list[str], partition: NDArray[np.int64], num_partitions: int
-) -> list[pa.Table] | pa.Table:
-    table = _read(files, filesystem, [*columns, "keep"])
-    table = table.filter(pc.field("keep")).select(columns)
-    return _split(table, partition[schema.shard_ids(table["sample_id"].to_numpy())], num_partitions)
-
-
-def _read(files: list[str], filesystem: pafs.FileSystem, columns: list[str]) -> pa.Table:
-    return pa.concat_tables([pq.read_table(file, columns=columns, filesystem=filesystem) for file in files])
-
-
-def _split(table: pa.Table, partition: NDArray[np.int64], num_partitions: int) -> list[pa.Table] | pa.Table:
+    read = (pq.read_table(file, columns=columns, filesystem=filesystem, filters=where) for file in files)
+    table = pa.concat_tables(list(read))
     if num_partitions == 1:
         return table
-    order = np.argsort(partition, kind="stable")  # (N,)
-    bounds = np.searchsorted(partition[order], np.arange(num_partitions + 1))
+    keys = table["label"].to_numpy() if by == "label" else schema.shard_ids(table["sample_id"].to_numpy())
+    of_row = partition[keys]  # (N,)
+    order = np.argsort(of_row, kind="stable")  # (N,)
+    bounds = np.searchsorted(of_row[order], np.arange(num_partitions + 1))
     # Taken one by one: a slice would carry the whole table's buffers into the object store.
     return [table.take(pa.array(order[low:high])) for low, high in pairwise(bounds.tolist())]

@@ -40,7 +40,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     partition_of_label[labels] = exchange.even_partitions(num_samples, _num_partitions(store, len(labels)))
     hardness = store.commit_facts("scores")["hardness"]
     columns = list(dict.fromkeys([*_COLUMNS, hardness]))
-    split = exchange.scatter_by_label(store.files("scores"), store.filesystem, columns, partition_of_label)
+    split = exchange.scatter(store.files("scores"), store.filesystem, columns, partition_of_label, by="label")
     folder = store.begin("selection")
     calls = (
         (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, hardness, *tables)
@@ -155,4 +155,4 @@ def _sample_class(
         "rank": pa.array(chosen.rank, pa.int64()),
         "reason": pa.DictionaryArray.from_arrays(pa.array(chosen.reason, pa.int8()), list(sampling.REASONS)),
     }
-    return pa.table([arrays[name] for name in schema.SELECTION.names], schema=schema.SELECTION)
+    return pa.table(arrays, schema=schema.SELECTION)

@@ -512,7 +512,7 @@ def _score_table(batch: ingest.Batch, columns: dict[str, np.ndarray], usable: np
         with_dynamics=schema.DYNAMICS_NAMES[0] in columns,
         num_rounds=columns["round_loss"].shape[1] if "round_loss" in columns else 0,
     )
-    table = pa.table([arrays[name] for name in expected.names], schema=expected)
+    table = pa.table(arrays, schema=expected)
     return schema.check(table.filter(pa.array(usable)), expected, "scores")
 
 
@@ -526,6 +526,10 @@ def _round_losses(columns: dict[str, np.ndarray]) -> dict[str, pa.Array]:
 
 def _quarantine_table(bad: list[tuple[int, str, str]]) -> pa.Table:
     sample_id = np.array([identity for identity, _, _ in bad], np.int64)
-    arrays = [sample_id, [place for _, place, _ in bad], schema.rows(sample_id), [reason for _, _, reason in bad]]
-    table = pa.table([pa.array(a, f.type) for a, f in zip(arrays, schema.QUARANTINE, strict=True)], schema.QUARANTINE)
-    return schema.check(table, schema.QUARANTINE, "quarantine")
+    columns = {
+        "sample_id": sample_id,
+        "path": [place for _, place, _ in bad],
+        "row": schema.rows(sample_id),
+        "reason": [reason for _, _, reason in bad],
+    }
+    return schema.table(columns, schema.QUARANTINE, "quarantine")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -42,11 +43,13 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
     facts = store.commit_facts("selection")
     num_shards = len(catalog.source.paths)
     partitions = exchange.num_partitions(num_shards, facts["num_kept"], _USUAL_PARTITIONS)
-    split = exchange.scatter_kept_by_shard(
+    split = exchange.scatter(
         store.files("selection"),
         store.filesystem,
         ["sample_id", "key", "label", "ispl_weight"],
         exchange.even_partitions(np.array(catalog.table["num_samples"].to_pylist(), np.int64), partitions),
+        by="shard",
+        where=pc.field("keep"),
     )
     folder = store.begin("subset")
     calls = ((catalog, store.filesystem, folder, facts["mean_kept_weight"], *tables) for tables in split)

@@ -6,7 +6,6 @@ cut into files, and the loss at a quantile is found exactly, by counting, withou
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,6 @@ from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.weights import IsplSettings
 
-_METADATA_KEY = b"razor_ray"
 _CLASSES_PER_PARTITION, _USUAL_PARTITIONS = 8, 16
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
 
@@ -37,7 +35,6 @@ class Weights:
     table: pa.Table
     """Of `schema.WEIGHTS`, by label."""
     ispl: IsplSettings
-    beta: float
     contradicted_fraction: float
     """Share of all samples for which the proxy prefers another class."""
 
@@ -89,7 +86,7 @@ def weigh(
         # Dealt out in an order of no meaning: what is large may recur at even steps.
         partition_of_label = np.random.default_rng(0).permutation(num_classes) % partitions
         columns = ["label", "loss", "correct", margin]
-        split = exchange.scatter_by_label(files, store.filesystem, columns, partition_of_label)
+        split = exchange.scatter(files, store.filesystem, columns, partition_of_label, by="label")
         gather = ray.remote(_gather).options(name="gather losses")
         held = [gather.remote(*tables) for tables in split]
         ispl = IsplSettings.of(config, threshold or _exact_quantile(held, config.quantile))
@@ -103,10 +100,8 @@ def weigh(
             found["effective_count"] = math.fsum(counts) / len(counts)
         table, facts = _weights_table(class_names, by_class, config, keep_fraction)
         progress.note = f"{facts['budget']:,} of {facts['num_samples']:,} samples to keep"
-    kept_facts = {"ispl": asdict(ispl), "beta": facts["beta"], "contradicted_fraction": facts["contradicted_fraction"]}
-    metadata = {_METADATA_KEY: json.dumps(kept_facts).encode()}
     folder = store.begin("weights")
-    write_table(store.filesystem, f"{folder}/weights.parquet", table.replace_schema_metadata(metadata))
+    write_table(store.filesystem, f"{folder}/weights.parquet", table)
     store.commit("weights", facts | {"ispl": asdict(ispl), "effective_count": facts_of_classes})
 
 
@@ -117,10 +112,8 @@ def threshold_of_round(first: dict[str, Any], config: WeighConfig, number: int) 
 
 def read(store: RunStore) -> Weights:
     """The committed weights."""
-    table = store.read("weights")
-    facts = json.loads(table.schema.metadata[_METADATA_KEY])
-    table = schema.check(table.replace_schema_metadata(None), schema.WEIGHTS, "weights")
-    return Weights(table, IsplSettings(**facts["ispl"]), facts["beta"], facts["contradicted_fraction"])
+    table, facts = schema.check(store.read("weights"), schema.WEIGHTS, "weights"), store.commit_facts("weights")
+    return Weights(table, IsplSettings(**facts["ispl"]), facts["contradicted_fraction"])
 
 
 def _gather(*tables: pa.Table) -> dict[int, _ClassLosses]:
@@ -219,11 +212,10 @@ def _weights_table(
         "class_weight": shares.class_weight,
         "quota": shares.quota,
     }
-    table = pa.table([pa.array(columns[f.name], f.type) for f in schema.WEIGHTS], schema=schema.WEIGHTS)
     facts = {
         "budget": budget,
         "num_samples": int(num_samples.sum()),
         "beta": float(shares.beta),
         "contradicted_fraction": sum(by_class[label]["num_contradicted"] for label in labels) / int(num_samples.sum()),
     }
-    return schema.check(table, schema.WEIGHTS, "weights"), facts
+    return schema.table(columns, schema.WEIGHTS, "weights"), facts
