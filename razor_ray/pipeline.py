@@ -19,11 +19,11 @@ from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
 from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, ingest, ispl, preflight, reuse, runtime, watchdog
+from razor_ray.stages import dynamics, ingest, ispl, preflight, quarantine, reuse, runtime, watchdog
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import Proxy, check_quarantine, check_resources, is_too_many, proxy_in_store, score
+from razor_ray.stages.score import Proxy, check_resources, proxy_in_store, score
 from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
@@ -341,10 +341,10 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
         one = facts["metrics"].get("an_unusable")
         examples: dict[str, str] = {}
-        if one is not None and is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
+        if one is not None and quarantine.is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
             with suppress(OSError, ValueError):  # it is for the message only
                 examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
-        check_quarantine(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
+        quarantine.check(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")
         dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")

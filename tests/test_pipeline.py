@@ -24,8 +24,8 @@ from razor_ray.cli import main
 from razor_ray.config import CompareConfig, InputConfig, PruneConfig, WeighConfig, from_dict, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
+from razor_ray.stages import cells, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import preflight, reuse, runtime
 from razor_ray.training import choose_precision
 from tests.conftest import write_shards
 
@@ -377,9 +377,9 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     pruned = from_dict(PruneConfig, run.read_json("config.json"))
     samples, _ = comparing.read_samples(run)
     nothing = np.zeros(0)  # no training comes of it
-    data = comparing.Data(samples, nothing, nothing, nothing, "resnet9", 10, 8)  # type: ignore[arg-type]
+    data = cells.Data(samples, nothing, nothing, nothing, "resnet9", 10, 8)  # type: ignore[arg-type]
     data = comparing._with_rounds(data, samples, run.commit_facts("proxy")["rounds"], pruned)
-    razor = comparing._method("razor", CompareConfig(run="run", output="out"), data)
+    razor = cells.method_of("razor", CompareConfig(run="run", output="out"), data)
     np.testing.assert_array_equal(razor(samples, selection["keep"].to_numpy().sum(), pruned.seed), selection["keep"])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["scores"]["hardness"] == "mean_el2n"

@@ -7,127 +7,34 @@ an interrupted comparison loses little.
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import math
-import time
-import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-import ray
 import torch
 from numpy.typing import NDArray
 
-import razor_ray
-from razor_ray import charts, comparison, images, manifest, model, schema, training, weights
+from razor_ray import charts, comparison, images, manifest, model, schema
 from razor_ray.baselines import METHODS
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig, PruneConfig
 from razor_ray.hashing import VALIDATION, hash_ids
-from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import say, stage
-from razor_ray.run_store import CONFIG, RunStore, open_filesystem, write_table
-from razor_ray.selection import Method, Samples, gamma_razor
-from razor_ray.stages import ingest, preflight, runtime
+from razor_ray.run_store import RunStore, open_filesystem, write_table
+from razor_ray.selection import Samples
+from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
-from razor_ray.stages.checkpoint import Checkpoint
+from razor_ray.stages.cells import CELLS, STATE, Cell, Data, Folder, Steps, cells, num_steps_of, state_name, train_cells
 from razor_ray.stages.sample import random_ids
 from razor_ray.stages.weigh import threshold_of_round
 
 _DECODE_BATCH = 256
-_CELLS, _STATE = "cells", ".pt"
 _MADE_OF = "_made_of.json"
 _VALIDATION_FRACTION = 0.1
-_STEPS_BETWEEN_SIGNS = 10
 _SECONDS_BETWEEN_STATES = 60.0
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class Cell:
-    """One training of the comparison."""
-
-    method: str
-    keep_fraction: float
-    budget: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its file."""
-        return f"{self.method}-{self.keep_fraction:g}-{self.budget}-{self.seed}"
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """What all cells are about; in the object store once."""
-
-    samples: Samples
-    pixels: NDArray[np.uint8]
-    """(N, H, H, 3), in the order of the samples."""
-    eval_pixels: NDArray[np.uint8]
-    """(M, S, S, 3)"""
-    eval_label: NDArray[np.int64]
-    """(M,)"""
-    arch: str
-    num_classes: int
-    image_size: int
-    weights: bytes | None = None
-    """The state_dict that trainings start from, if one was given."""
-    threshold: float | None = None
-    earlier: tuple[dict[int, float], ...] = ()
-    """Of a run with ISPL rounds, as `selection.gamma_razor` takes them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Some steps of a cell that have been made."""
-
-    count: int
-    is_earlier: bool = False
-    """By an attempt before this one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """Where cells keep the states of their trainings."""
-
-    filesystem: pafs.FileSystem
-    root: str
-    """Of the comparison."""
-    seconds: float
-    """Between two states of a cell."""
-
-    def checkpoint(self, cell: Cell, of: str) -> Checkpoint:
-        """Of a cell, on any node.
-
-        Raises
-        ------
-        ValueError
-            If the node does not see the folder.
-        """
-        preflight.check_seen(self.filesystem, f"{self.root}/{CONFIG}", "output")
-        return Checkpoint(self.filesystem, f"{self.root}/{_state_name(cell)}", of, self.seconds)
-
-
-def cells(config: CompareConfig) -> list[Cell]:
-    """All cells of a comparison, those of the first seed first: what has been done is then of use at any time."""
-    found = []
-    for seed in config.seeds:
-        found += [Cell(ALL, 1.0, "epochs", seed)] if config.train_on_all else []
-        found += [
-            Cell(method, fraction, budget, seed)
-            for budget in config.budgets
-            for fraction in config.keep_fractions
-            for method in config.methods
-        ]
-    return found
 
 
 def compare(
@@ -180,7 +87,7 @@ def compare(
         data = _gather(config, samples, sample_id, catalog, held_out)
         data = _with_rounds(data, samples, run.commit_facts("proxy").get("rounds", []), pruned)
         folder = Folder(store.filesystem, store.root.rstrip("/"), _SECONDS_BETWEEN_STATES)
-        num_steps = sum(_num_steps(config, cell, len(data.samples.ids)) for cell in missing)
+        num_steps = sum(num_steps_of(config, cell, len(data.samples.ids)) for cell in missing)
         num_asked = len(cells(config))
         num_ended = num_asked - len(missing)
         if done:
@@ -189,15 +96,15 @@ def compare(
             say(f"compare   {num_ended} of {num_asked} trainings done before, skipped")
         with stage("compare", num_steps, "steps") as progress:
             note = told = f"{num_ended} of {num_asked} trainings"
-            for cell, found in _train_cells(config, missing, data, folder):
+            for cell, found in train_cells(config, missing, data, folder):
                 if isinstance(found, Steps):
                     if found.is_earlier:
                         progress.skip(found.count)
                     else:
                         progress.advance(found.count, note)
                     continue
-                store.write_json(f"{_CELLS}/{cell.name}.json", found)
-                store.delete(_state_name(cell))
+                store.write_json(f"{CELLS}/{cell.name}.json", found)
+                store.delete(state_name(cell))
                 done[cell] = found
                 num_ended += 1
                 told = f"{num_ended} of {num_asked} trainings"
@@ -234,25 +141,21 @@ def _check_same(
     store.write_json(_MADE_OF, made_of)
 
 
-def _state_name(cell: Cell) -> str:
-    return f"{_CELLS}/{cell.name}{_STATE}"
-
-
 def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
     return [done[cell] for cell in sorted(done)]
 
 
 def _done(store: RunStore) -> dict[Cell, dict[str, Any]]:
     """What the folder holds, whoever asked for it: one comparison may be made of several calls."""
-    found = store.filesystem.get_file_info(pafs.FileSelector(store.path(_CELLS), allow_not_found=True))
+    found = store.filesystem.get_file_info(pafs.FileSelector(store.path(CELLS), allow_not_found=True))
     for info in found:
         if info.base_name.startswith("_"):  # whoever wrote it died while it did
-            store.delete(f"{_CELLS}/{info.base_name}")
+            store.delete(f"{CELLS}/{info.base_name}")
     names = sorted(info.base_name for info in found if info.base_name[0] != "_")
-    rows = [store.read_json(f"{_CELLS}/{name}") for name in names if name.endswith(".json")]
+    rows = [store.read_json(f"{CELLS}/{name}") for name in names if name.endswith(".json")]
     done = {Cell(row["method"], row["keep_fraction"], row["budget"], row["seed"]): row for row in rows if row}
-    for name in {f"{cell.name}{_STATE}" for cell in done}.intersection(names):
-        store.delete(f"{_CELLS}/{name}")  # whoever wrote the row died before it could
+    for name in {f"{cell.name}{STATE}" for cell in done}.intersection(names):
+        store.delete(f"{CELLS}/{name}")  # whoever wrote the row died before it could
     return done
 
 
@@ -382,133 +285,6 @@ def _decode_piece(
         parts.append((batch.sample_id[usable], batch.pixels[usable], batch.label[usable].astype(np.int64)))
     ids, pixels, labels = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return ids, pixels, labels
-
-
-def _train_cells(
-    config: CompareConfig, missing: list[Cell], data: Data, folder: Folder
-) -> Iterator[tuple[Cell, Steps | dict[str, Any]]]:
-    """What each cell tells: steps that it has made, and at its end its row."""
-    gpus = runtime.num_gpus(config.model.device)
-    workers = (gpus or runtime.num_cpus()) if config.num_workers == "auto" else config.num_workers
-    share = runtime.share_of_gpu(workers) if gpus else 0.0
-    threads = runtime.cpus_each(workers, share)
-    # Here, lest it depend on where a cell is trained.
-    device = torch.device("cuda" if gpus else "cpu")
-    precision = training.choose_precision(config.precision, device, gpus_have_bf16=runtime.gpus_have_bf16())
-    config = replace(config, precision=precision, model=replace(config.model, device=device.type))
-    options = {"num_cpus": threads} | ({"num_gpus": share} if gpus else {})
-    shared = ray.put(data)
-    calls = ((cell, config, shared, folder, threads) for cell in missing)
-    for index, found in runtime.run_tasks(_train_cell, calls, name="compare", **options):
-        yield missing[index], found
-
-
-def _train_cell(
-    cell: Cell, config: CompareConfig, data: Data, folder: Folder, threads: int
-) -> Iterator[Steps | dict[str, Any]]:
-    # No decorator: it would hide from Ray that this is a generator.
-    with freed_memory_kept():
-        yield from _steps_and_row(cell, config, data, folder, threads)
-
-
-def _steps_and_row(
-    cell: Cell, config: CompareConfig, data: Data, folder: Folder, threads: int
-) -> Iterator[Steps | dict[str, Any]]:
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
-    samples = data.samples
-    num_samples = len(samples.ids)
-    started = time.perf_counter()
-    if cell.method == ALL:
-        rows = np.arange(num_samples)
-    else:
-        keep = _method(cell.method, config, data)(samples, weights.budget(num_samples, cell.keep_fraction), cell.seed)
-        rows = np.flatnonzero(keep)
-    chosen = time.perf_counter()
-    device = torch.device("cuda" if config.model.device == "cuda" else "cpu")
-    precision = config.precision
-    torch.manual_seed(cell.seed)
-    network = model.build(data.arch, data.num_classes)
-    if data.weights is not None:
-        model.load_weights(network, data.weights, str(config.model.weights))
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_steps = _num_steps(config, cell, num_samples)
-    arithmetic = (precision, device.type, str(threads), torch.__version__, razor_ray.__version__)
-    checkpoint = folder.checkpoint(cell, _digest(data, rows, network, arithmetic))
-    steps = training.fit(
-        network,
-        _as_tensor(data.pixels),
-        _as_tensor(samples.label),
-        config,
-        arch=data.arch,
-        image_size=data.image_size,
-        num_steps=num_steps,
-        seed=cell.seed,
-        device=device,
-        rows=torch.from_numpy(rows),
-        checkpoint=checkpoint,
-    )
-    told, first = 0, 0
-    mean_loss = torch.tensor(math.nan)
-    for step, loss in steps:
-        mean_loss = loss
-        first = first or step
-        # By steps and not by the clock, and also those of an earlier attempt: a cell that is begun again must tell of
-        # the same.
-        while step - told >= _STEPS_BETWEEN_SIGNS or step == num_steps > told:
-            count = min(_STEPS_BETWEEN_SIGNS, step - told)
-            told += count
-            yield Steps(count, is_earlier=told < first)
-    train_loss = float(mean_loss)  # waits for the last step
-    trained = time.perf_counter()
-    predicted = training.predict(network, _as_tensor(data.eval_pixels), precision=precision, device=device)
-    confusion = training.confusion_matrix(_as_tensor(data.eval_label), predicted, data.num_classes)
-    yield {
-        "method": cell.method,
-        "keep_fraction": cell.keep_fraction,
-        "budget": cell.budget,
-        "seed": cell.seed,
-        "num_kept": len(rows),
-        "num_steps": num_steps,
-        "train_loss": train_loss,
-        "seconds": round(checkpoint.spent + trained - chosen, 3),
-        "selection_seconds": round(chosen - started, 3),
-        **training.classification_metrics(confusion),
-    }
-
-
-def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
-    """An array of the object store, where it lies once for all cells of a node. It is only read."""
-    with warnings.catch_warnings(action="ignore"):  # that torch has no tensors that are only to be read
-        return torch.from_numpy(array)
-
-
-def _digest(data: Data, rows: NDArray[np.integer], fresh: torch.nn.Module, arithmetic: tuple[str, ...]) -> str:
-    """Of all that decides a training and that the configuration of the comparison leaves open.
-
-    A cell that is begun again with another number of threads, or by another version, is then trained from its start: it
-    comes out as one that nothing befell.
-    """
-    kept = data.samples.take(rows)
-    names = json.dumps([data.arch, data.num_classes, data.image_size, *arithmetic])
-    content = (names.encode(), kept.ids.tobytes(), kept.label.tobytes(), model.save_weights(fresh))
-    return hashlib.sha256(b"".join(content)).hexdigest()
-
-
-def _num_steps(config: CompareConfig, cell: Cell, num_samples: int) -> int:
-    """Of a cell, given the number of all samples to choose from."""
-    if cell.budget == "epochs":
-        num_samples = weights.budget(num_samples, cell.keep_fraction)
-    batch_size = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
-    return config.epochs * -(-num_samples // batch_size)
-
-
-def _method(name: str, config: CompareConfig, data: Data) -> Method:
-    if name == "razor":
-        return functools.partial(
-            gamma_razor, weigh=config.weigh, sample=config.sample, threshold=data.threshold, earlier=data.earlier
-        )
-    return METHODS[name]
 
 
 def _chart(lines: list[comparison.Summary]) -> str:

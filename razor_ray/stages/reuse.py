@@ -25,7 +25,8 @@ from razor_ray.config import (
 from razor_ray.progress import say, stage
 from razor_ray.run_store import CONFIG, RunStore, aside
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages.score import check_quarantine, hardness_column
+from razor_ray.stages import quarantine
+from razor_ray.stages.score import hardness_column
 
 Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig, WeighConfig, SampleConfig)
 
@@ -214,7 +215,7 @@ def take_scores(catalog: catalogs.Catalog, earlier: RunStore, store: RunStore, c
         raise ValueError(f"{earlier.uri} has another proxy than when this run began. Choose another --output.")
     reasons = Counter(earlier.commit_facts("quarantine")["reasons"])
     named_in = earlier.address("quarantine")
-    check_quarantine(reasons, catalog.num_samples, config.max_quarantine_fraction, named_in=named_in)
+    quarantine.check(reasons, catalog.num_samples, config.max_quarantine_fraction, named_in=named_in)
     facts = earlier.commit_facts("scores")
     facts["hardness"] = hardness_column(config.score, schema.DYNAMICS_NAMES if proxy["trained"] else ())
     folders = {name: store.begin(name) for name in ("scores", "quarantine")}

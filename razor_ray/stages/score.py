@@ -16,7 +16,7 @@ import itertools
 import json
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -35,7 +34,7 @@ from razor_ray.config import ScoreConfig
 from razor_ray.headers import SMALL_IMAGE
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
-from razor_ray.stages import ingest, preflight, runtime
+from razor_ray.stages import ingest, preflight, quarantine, runtime
 from razor_ray.stages.catalog import Catalog
 from razor_ray.stages.catalog import pieces as plan
 from razor_ray.stages.ispl import LOSS
@@ -50,7 +49,6 @@ _BATCH_ON_CPU, _LARGE_BATCH_ON_CPU = 128, 32
 _CALLS_IN_FLIGHT = 2
 _MOST_PIECES_PER_CALL, _CALLS_PER_ACTOR = 8, 4
 """Of an actor with a GPU, which waits where a call begins: for the first piece to be read."""
-_FILES_PER_TASK = 256
 _ACTOR_GIB = 2
 """Memory that an actor declares: torch and a network, two pieces encoded and two batches decoded."""
 
@@ -69,10 +67,6 @@ class Proxy:
     """Where `stages.dynamics.gather` wrote how samples fared while it was trained, if it was."""
     round_folders: tuple[str, ...] = ()
     """Where `stages.ispl.write` wrote the losses of earlier rounds, if they are to be kept."""
-
-
-class QuarantineError(ValueError):
-    """More images were unusable than the configuration allows; the message counts them by reason."""
 
 
 def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, max_quarantine_fraction: float) -> None:
@@ -94,18 +88,18 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     scored = store.finished("scores") & names.keys()  # an actor of another plan's may still be at work
     # Not those of pieces that were not finished: what is to be quarantined of them is found again.
     folders["quarantine"] = store.begin("quarantine", keep=scored)
-    reasons, examples = _count_reasons(catalog.source.format, store, folders["quarantine"])
+    reasons, examples = quarantine.count_reasons(catalog.source.format, store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
     with stage("score", catalog.num_samples) as progress:
         progress.waiting_for = _asked(resources, len(missing))
         progress.skip(catalog.num_samples - sum(piece.num_rows for piece in missing))
-        check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction, examples)
+        quarantine.check(reasons, catalog.num_samples, max_quarantine_fraction, examples)
         for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
             num_scored += row["num_scored"]
             reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
             examples = dict(zip(row["reasons"], row["examples"], strict=True)) | examples
-            check_quarantine(reasons, catalog.num_samples, max_quarantine_fraction, examples)
+            quarantine.check(reasons, catalog.num_samples, max_quarantine_fraction, examples)
             progress.advance(row["num_rows"], f"{reasons.total():,} quarantined" if reasons else "")
     assert num_scored + reasons.total() == catalog.num_samples, "a sample was neither scored nor quarantined"
     store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
@@ -215,62 +209,6 @@ def _asked(resources: Resources, num_pieces: int) -> str:
     num_actors = min(resources.num_workers, -(-num_pieces // per_call))
     in_flight = min(num_pieces, num_actors * _CALLS_IN_FLIGHT * per_call)
     return f"1 to {num_actors} actors of {each}, with up to {in_flight} pieces in flight of {num_pieces} at the start"
-
-
-def _count_reasons(input_format: str, store: RunStore, folder: str) -> tuple[Counter[str], dict[str, str]]:
-    """Reasons of what lies in a quarantine's folder, and an example of each."""
-    files = [f"{folder}/{name}" for name in sorted(store.finished("quarantine"))]
-    groups = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
-    calls = ((input_format, store.filesystem, group) for group in groups)
-    counted: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    for _, (of_group, examples_of_group) in runtime.run_tasks(_reasons_in, calls, name="count reasons"):
-        counted += of_group
-        examples |= examples_of_group
-    return counted, examples
-
-
-def _reasons_in(
-    input_format: str, filesystem: pafs.FileSystem, files: list[str]
-) -> tuple[Counter[str], dict[str, str]]:
-    found: Counter[str] = Counter()
-    examples = {}
-    for file in files:
-        for row in pq.read_table(file, filesystem=filesystem).to_pylist():
-            found[row["reason"]] += 1
-            examples[row["reason"]] = ingest.in_words(input_format, row["path"], row["sample_id"])
-    return found, examples
-
-
-def is_too_many(reasons: Counter[str], num_samples: int, max_fraction: float) -> bool:
-    """Whether more samples of the input are unusable than may be."""
-    return reasons.total() > max_fraction * num_samples
-
-
-def check_quarantine(
-    reasons: Counter[str],
-    num_samples: int,
-    max_fraction: float,
-    examples: Mapping[str, str] | None = None,
-    *,
-    named_in: str = "",
-) -> None:
-    """Raise QuarantineError if too many samples of the input were unusable.
-
-    It says where one of each reason is (`examples`), or the folder in which all of them are named already.
-    """
-    if is_too_many(reasons, num_samples, max_fraction):
-        of = examples or {}
-        counted = "; ".join(
-            f"{count} {reason}{f', such as {of[reason]}' if reason in of else ''}"
-            for reason, count in reasons.most_common()
-        )
-        raise QuarantineError(
-            f"{reasons.total()} of {num_samples} samples cannot be used so far ({counted}), more than "
-            f"max_quarantine_fraction {max_fraction:g} allows. Raise --max-quarantine-fraction, and "
-            f"the same command goes on: {named_in or 'quarantine/ then'} names all of them. "
-            "Or repair the input, for another --output."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +322,7 @@ class Scorer:
         name = file_name(piece, self.plan_hash)
         scored = pa.concat_tables(tables)
         if bad:
-            write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", _quarantine_table(bad))
+            write_table(self.filesystem, f"{self.folders['quarantine']}/{name}", quarantine.table(bad))
         write_table(self.filesystem, f"{self.folders['scores']}/{name}", scored)  # last: it says that the piece is done
         counts = Counter(reason for _, _, reason in bad)
         examples = {
@@ -522,14 +460,3 @@ def _round_losses(columns: dict[str, np.ndarray]) -> dict[str, pa.Array]:
     losses = columns["round_loss"]  # (B, T)
     values = pa.array(losses.ravel().astype(np.float32))
     return {"round_loss": pa.FixedSizeListArray.from_arrays(values, losses.shape[1])}
-
-
-def _quarantine_table(bad: list[tuple[int, str, str]]) -> pa.Table:
-    sample_id = np.array([identity for identity, _, _ in bad], np.int64)
-    columns = {
-        "sample_id": sample_id,
-        "path": [place for _, place, _ in bad],
-        "row": schema.rows(sample_id),
-        "reason": [reason for _, _, reason in bad],
-    }
-    return schema.table(columns, schema.QUARANTINE, "quarantine")

@@ -23,8 +23,8 @@ from razor_ray.config import CompareConfig, InputConfig, ModelConfig, PruneConfi
 from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples
 from razor_ray.stages import catalog as catalogs
+from razor_ray.stages import cells, reuse
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import reuse
 from tests.conftest import write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -69,13 +69,13 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     # What is done is not done again; a cell that is lost is, and comes out the same.
     (tmp_path / "out" / "cells" / "razor-0.2-epochs-1.json").unlink()
     trained = []
-    train_cells = comparing._train_cells
+    train_cells = comparing.train_cells
 
     def spy(config, missing, data, folder):
         trained.extend(cell.name for cell in missing)
         return train_cells(config, missing, data, folder)
 
-    monkeypatch.setattr(comparing, "_train_cells", spy)
+    monkeypatch.setattr(comparing, "train_cells", spy)
     assert main(arguments) == 0
     assert trained == ["razor-0.2-epochs-1"]
     told = capfd.readouterr()
@@ -101,14 +101,14 @@ def data_of(run):
     """What cells share, with pixels that are noise: the labels cannot be learned, only fitted."""
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
     pixels = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8)
-    return comparing.Data(samples, pixels, pixels[:50], samples.label[:50], "lenet", 10, 32)
+    return cells.Data(samples, pixels, pixels[:50], samples.label[:50], "lenet", 10, 32)
 
 
 def folder_at(path, seconds=0.0):
     """A comparison's folder, in which a cell keeps its state after every pass over its images."""
     path.mkdir(exist_ok=True)
     (path / "config.json").touch()
-    return comparing.Folder(pafs.LocalFileSystem(), str(path), seconds)
+    return cells.Folder(pafs.LocalFileSystem(), str(path), seconds)
 
 
 def untimed(row):
@@ -124,10 +124,10 @@ def test_steps_are_told_of_while_a_cell_is_trained(run, tmp_path):
         (3, "steps", [10, 10, 10]),  # ten steps for an epoch of all
     ):
         config = CompareConfig(run="run", output="out", epochs=epochs, augment="none")
-        cell = comparing.Cell("random", 0.2, budget, 0)
+        cell = cells.Cell("random", 0.2, budget, 0)
         folder = folder_at(tmp_path, seconds=3600)
-        *told, row = comparing._train_cell(cell, config, data_of(run), folder, 1)
-        assert told == [comparing.Steps(count) for count in expected]
+        *told, row = cells._train_cell(cell, config, data_of(run), folder, 1)
+        assert told == [cells.Steps(count) for count in expected]
         assert sum(expected) == row["num_steps"]
         assert (row["num_kept"], row["method"]) == (60, "random")
         assert not (tmp_path / "cells").exists()  # it did not take long enough for a state
@@ -135,14 +135,14 @@ def test_steps_are_told_of_while_a_cell_is_trained(run, tmp_path):
 
 def test_a_cell_that_is_begun_again_goes_on(run, tmp_path, monkeypatch):
     config = CompareConfig(run="run", output="out", epochs=20, augment="crop", precision="float32")
-    cell, data, folder = comparing.Cell("random", 0.2, "epochs", 0), data_of(run), folder_at(tmp_path)
+    cell, data, folder = cells.Cell("random", 0.2, "epochs", 0), data_of(run), folder_at(tmp_path)
     made = []
     step = training.Trainer.step
     monkeypatch.setattr(training.Trainer, "step", lambda self, *rest: made.append(0) or step(self, *rest))
 
     def attempt(cell=cell, config=config, threads=1):
         made.clear()
-        *told, row = comparing._train_cell(cell, config, data, folder, threads)
+        *told, row = cells._train_cell(cell, config, data, folder, threads)
         assert [steps.count for steps in told] == [10, 10, 10, 10]  # whoever made them
         return len(made), [steps.is_earlier for steps in told], untimed(row), row["seconds"]
 
@@ -152,7 +152,7 @@ def test_a_cell_that_is_begun_again_goes_on(run, tmp_path, monkeypatch):
     path.unlink()
 
     def interrupt():
-        interrupted = comparing._train_cell(cell, config, data, folder, 1)
+        interrupted = cells._train_cell(cell, config, data, folder, 1)
         assert [next(interrupted).count for _ in range(2)] == [10, 10]
         interrupted.close()
         return path.read_bytes()
@@ -176,7 +176,7 @@ def test_a_cell_that_is_begun_again_goes_on(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(comparing.model, "build", lambda arch, num_classes: model.ResNet9(num_classes, width=2))
         made.clear()
-        assert len(list(comparing._train_cell(cell, config, data, folder, 1))) == 5
+        assert len(list(cells._train_cell(cell, config, data, folder, 1))) == 5
         assert len(made) == 40  # the name is the same, the network is not
     path.write_bytes(state)
     other = replace(cell, seed=1)
@@ -189,7 +189,7 @@ def test_a_comparison_that_is_stopped_goes_on(run, tmp_path, capfd, monkeypatch)
     arguments = ["compare", "--run", f"{run}/run", "--eval", f"{run}/test", *options]
     assert main([*arguments, "--output", f"{tmp_path}/whole"]) == 0
     monkeypatch.setattr(comparing, "_SECONDS_BETWEEN_STATES", 0.0)
-    train_cells = comparing._train_cells
+    train_cells = comparing.train_cells
     signs = []
 
     def stopped(*arguments):
@@ -199,7 +199,7 @@ def test_a_comparison_that_is_stopped_goes_on(run, tmp_path, capfd, monkeypatch)
             if len(signs) == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparing, "_train_cells", stopped)
+    monkeypatch.setattr(comparing, "train_cells", stopped)
     arguments += ["--output", f"{tmp_path}/out"]
     assert main(arguments) == 130
     cells = tmp_path / "out" / "cells"
@@ -220,9 +220,9 @@ def test_a_comparison_that_is_stopped_goes_on(run, tmp_path, capfd, monkeypatch)
 def test_a_node_that_does_not_see_the_output_trains_nothing(run, tmp_path):
     folder = folder_at(tmp_path)
     (tmp_path / "config.json").unlink()
-    cell = comparing.Cell("random", 0.2, "epochs", 0)
+    cell = cells.Cell("random", 0.2, "epochs", 0)
     with pytest.raises(ValueError, match="does not see the output"):
-        next(comparing._train_cell(cell, CompareConfig(run="run", output="out"), data_of(run), folder, 1))
+        next(cells._train_cell(cell, CompareConfig(run="run", output="out"), data_of(run), folder, 1))
 
 
 def die_once(cell, config, data, folder, threads):
@@ -231,7 +231,7 @@ def die_once(cell, config, data, folder, threads):
     is_first = not attempt.exists()
     num_earlier = 0
     for number, found in enumerate(train_cell(cell, config, data, folder, threads), 1):
-        num_earlier += isinstance(found, comparing.Steps) and found.is_earlier
+        num_earlier += isinstance(found, cells.Steps) and found.is_earlier
         attempt.write_text(f"{num_earlier} signs of an earlier attempt")
         yield found
         if is_first and number == 3:
@@ -263,12 +263,12 @@ def test_a_cell_whose_worker_dies_goes_on_and_comes_out_the_same(run, tmp_path, 
 
 def test_a_training_in_which_nothing_happens_is_stopped(run, tmp_path, capfd, monkeypatch):
     def stuck(config, missing, data, folder):
-        yield missing[0], comparing.Steps(1)
+        yield missing[0], cells.Steps(1)
         time.sleep(60)
 
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
     monkeypatch.setattr(comparing, "_gather", lambda *_: SimpleNamespace(samples=samples))  # it may take longer
-    monkeypatch.setattr(comparing, "_train_cells", stuck)
+    monkeypatch.setattr(comparing, "train_cells", stuck)
     paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out"]
     assert main(["compare", *paths, *SMALL, "--methods", "random", "--stall-timeout", "3"]) == 1
     error = capfd.readouterr().err
@@ -278,14 +278,14 @@ def test_a_training_in_which_nothing_happens_is_stopped(run, tmp_path, capfd, mo
 
 def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):
     calls = []
-    monkeypatch.setattr(comparing.training, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(cells.training, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(comparing.runtime, "run_tasks", lambda _, given, **options: calls.extend(given) or iter(()))
-    cells = comparing.cells(CompareConfig(run="run", output="out", methods=("random",)))
+    missing = cells.cells(CompareConfig(run="run", output="out", methods=("random",)))
     for asked, chosen in (("auto", "bf16"), ("float32", "float32")):
         calls.clear()
         config = CompareConfig(run="run", output="out", precision=asked)
-        assert not list(comparing._train_cells(config, cells, None, None))  # type: ignore[arg-type]
-        assert len(calls) == len(cells) > 1
+        assert not list(comparing.train_cells(config, missing, None, None))  # type: ignore[arg-type]
+        assert len(calls) == len(missing) > 1
         assert {given.precision for _, given, *_ in calls} == {chosen}
 
 
@@ -306,7 +306,7 @@ def test_trainings_share_the_gpus_of_a_machine_as_many_to_each(monkeypatch, reso
 
     monkeypatch.setattr(comparing.runtime, "run_tasks", run_tasks)
     config = CompareConfig(run="run", output="out", num_workers=num_workers)
-    assert not list(comparing._train_cells(config, comparing.cells(config)[:1], None, None))  # type: ignore[arg-type]
+    assert not list(comparing.train_cells(config, cells.cells(config)[:1], None, None))  # type: ignore[arg-type]
     assert given.get("num_gpus") == share
     assert given["num_cpus"] == {"auto": 4, 3: 2}[num_workers]
     ((_, settled, *_, threads),) = calls
@@ -334,8 +334,8 @@ def test_trainings_start_from_weights_that_are_given(run, tmp_path, capfd):
         data = comparing._gather(config, samples, sample_id, catalog, held_out)
         assert "warning   1 held-out images could not be used, and count in no figure" in capfd.readouterr().err
         assert data.eval_label.tolist() == table["label"].to_pylist()[1:]
-        *_, rows[weights_of] = comparing._train_cell(
-            comparing.Cell("random", 0.2, "epochs", 0), config, data, folder_at(tmp_path / "out", 3600), 1
+        *_, rows[weights_of] = cells._train_cell(
+            cells.Cell("random", 0.2, "epochs", 0), config, data, folder_at(tmp_path / "out", 3600), 1
         )
     assert rows[f"{tmp_path}/given.safetensors"]["recall"] == [float(label == 3) for label in range(10)]
     assert rows[None]["recall"] != rows[f"{tmp_path}/given.safetensors"]["recall"]
@@ -388,7 +388,7 @@ def test_a_row_that_was_not_written_to_its_end_is_trained_again(run, tmp_path):
     row = {"method": "random", "keep_fraction": 0.2, "budget": "epochs", "seed": 0, "accuracy": 0.5}
     store.write_json("cells/random-0.2-epochs-0.json", row)
     (tmp_path / "cells" / "random-0.2-epochs-1.json").write_text('{"method": "ran')
-    assert comparing._done(store) == {comparing.Cell("random", 0.2, "epochs", 0): row}
+    assert comparing._done(store) == {cells.Cell("random", 0.2, "epochs", 0): row}
 
 
 def test_ids_that_are_given_twice_are_told_apart(run):
@@ -460,7 +460,7 @@ def test_what_is_known_stays_told_while_more_is_trained(run, tmp_path, monkeypat
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(comparing, "_train_cells", stopped)
+    monkeypatch.setattr(comparing, "train_cells", stopped)
     assert main(["compare", *paths, *options, "0", "1"]) == 130
     again = (tmp_path / "out" / "compare.md").read_text()
     assert "Not complete: 1 training is missing." in again

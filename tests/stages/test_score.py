@@ -22,10 +22,11 @@ from razor_ray.config import InputConfig, PruneConfig, ScoreConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import ingest, runtime, weigh
+from razor_ray.stages import ingest, quarantine, runtime, weigh
 from razor_ray.stages import score as scoring
+from razor_ray.stages.quarantine import QuarantineError
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import QuarantineError, Resources, Scorer, check_quarantine, proxy_in_store, score
+from razor_ray.stages.score import Resources, Scorer, proxy_in_store, score
 from razor_ray.stages.subset import write_subset
 from tests.conftest import png, write_shards, write_tars
 
@@ -414,11 +415,11 @@ def test_too_many_bad_images_stop_the_run(tmp_path, digits):
 
 def test_the_limit_counts_by_reason():
     reasons = Counter({"not an image": 2, "label is null": 1})
-    check_quarantine(reasons, 300, 0.01)  # exactly the limit
+    quarantine.check(reasons, 300, 0.01)  # exactly the limit
     with pytest.raises(QuarantineError, match=r"3 of 299 .*2 not an image; 1 label is null"):
-        check_quarantine(reasons, 299, 0.01)
+        quarantine.check(reasons, 299, 0.01)
     with pytest.raises(QuarantineError, match=r"2 not an image, such as cat/3\.jpg; 1 label is null"):
-        check_quarantine(reasons, 299, 0.01, {"not an image": "cat/3.jpg"})
+        quarantine.check(reasons, 299, 0.01, {"not an image": "cat/3.jpg"})
 
 
 def test_ids_above_2_to_the_32(tmp_path):
