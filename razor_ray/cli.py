@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 import tyro
 
@@ -68,35 +68,18 @@ _FAILURES_IN_A_ROW = 20
 _FLAT = tyro.conf.arg(name="")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _PruneCommand:
-    settings: Annotated[PruneConfig, _FLAT]
+Config = TypeVar("Config", PruneConfig, TrainConfig, CompareConfig)
+
+
+@dataclass(frozen=True, kw_only=True)  # slots would trip what `typing` notes on an instance of a generic class
+class _Command(Generic[Config]):
+    settings: Annotated[Config, _FLAT]
     config: str | None = None
     """A configuration in JSON, such as the config.json of another run: its settings are the defaults of all others."""
     cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _TrainCommand:
-    settings: Annotated[TrainConfig, _FLAT]
-    config: str | None = None
-    """A configuration in JSON, such as the config.json of another run: its settings are the defaults of all others."""
-    cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _CompareCommand:
-    settings: Annotated[CompareConfig, _FLAT]
-    config: str | None = None
-    """A configuration in JSON, such as the config.json of another comparison: its settings are the defaults."""
-    cluster: Annotated[ClusterOptions, _FLAT] = field(default_factory=ClusterOptions)
-
-
-_VERBS: dict[str, tuple[type[Any], type[Any]]] = {
-    "prune": (PruneConfig, _PruneCommand),
-    "train": (TrainConfig, _TrainCommand),
-    "compare": (CompareConfig, _CompareCommand),
-}
+_VERBS: dict[str, type[Any]] = {"prune": PruneConfig, "train": TrainConfig, "compare": CompareConfig}
 
 
 def entry() -> NoReturn:
@@ -138,7 +121,7 @@ def run(verb: str, arguments: Sequence[str]) -> int:
     # OpenMP when torch is loaded, here and in Ray's workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        config, cluster = parse(_VERBS[verb][0], arguments)
+        config, cluster = parse(_VERBS[verb], arguments)
         if cluster.address:
             return _submit(verb, config, cluster)
         _run_here(verb, config)
@@ -162,7 +145,8 @@ def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOption
     ValueError
         If a setting is out of its range.
     """
-    verb, kind_of_command = next((verb, command) for verb, (of, command) in _VERBS.items() if of is kind)
+    verb = next(verb for verb, of in _VERBS.items() if of is kind)
+    kind_of_command: Any = _Command[kind]
     given, rest = _take_config(list(arguments))
     defaults = {}
     if given is not None:
