@@ -152,7 +152,7 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> 
     samples, budget, seed
         As for every method.
     exponent : float
-        The paper's c_D; 4 is the default of the authors' code. (An earlier state of that code added 2 to it.)
+        The paper's c_D; 4 is the default of the authors' code for CIFAR. (An earlier state of it added 2 to that.)
 
     References
     ----------

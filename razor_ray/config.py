@@ -152,7 +152,7 @@ class ScoreConfig:
     """Copies of the proxy, at the most. 'auto': one for each GPU, or one for each CPU when there is no GPU, of the
     cluster as it is at the start; an autoscaling cluster grows to a number that is given."""
     precision: Precision = "auto"
-    """Of the forward pass; scores are float32 either way. 'auto': bf16 on GPUs that multiply it natively, else
+    """Of the forward pass; scores are float32 either way. 'auto': bf16 on GPUs (but K80, P4, P100, V100 and T4), else
     float32."""
 
     def __post_init__(self) -> None:
@@ -316,7 +316,8 @@ class LearningConfig:
     label_smoothing: float = 0.0
     """In [0, 1)."""
     precision: Precision = "auto"
-    """'auto': bf16 autocast on GPUs and on CPUs that multiply it natively, else float32."""
+    """'auto': bf16 autocast on GPUs (but K80, P4, P100, V100 and T4) and on CPUs that multiply it natively, else
+    float32."""
 
     def __post_init__(self) -> None:
         _check_at_least("epochs", self.epochs, 1)

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from razor_ray.transforms import on_device
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Cross-entropy of each sample, :math:`-\ln p_y`.
@@ -244,7 +246,7 @@ def _check(logits: Tensor, labels: Tensor) -> None:
 def _prepare(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Checked input as log-probabilities of shape (B, C) and int64 labels of shape (B,)."""
     _check(logits, labels)
-    labels = labels.to(logits.device).long()
+    labels = on_device(labels, logits.device).long()
     return _log_softmax(logits if logits.dtype == torch.float64 else logits.float()), labels
 
 

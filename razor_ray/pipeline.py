@@ -60,6 +60,8 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
         preflight.check_places(store, sources.find(config.input))
+        if not store.is_done("scores"):
+            _tell_of_gpus(config.proxy)
         is_begun = store.is_done("catalog")
         stages.once("catalog", lambda: _begin(config, store))
         catalog = catalogs.read(config.input, store)
@@ -116,6 +118,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if config.use_weights:
                 sources.check_column(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
             held_out = _held_out(config.eval, catalog)
+            _tell_of_gpus(config.model)
             _network(config.model, catalog)
             training.check_resources(config)
             preflight.check_places(store, catalog.source)
@@ -170,6 +173,7 @@ def compare(config: CompareConfig) -> str:
         ) from error
     with _only_writer(store, config.stall_timeout):
         held_out = _held_out(config.eval, catalog)
+        _tell_of_gpus(config.model)
         _network(config.model, catalog)
         preflight.check_places(store, catalog.source)
         store.claim(config)
@@ -188,6 +192,12 @@ def _only_writer(store: RunStore, stall_timeout: float) -> Iterator[None]:
         watchdog.watch(stall_timeout, stop),
     ):
         yield
+
+
+def _tell_of_gpus(config: ModelConfig) -> None:
+    if not runtime.num_gpus(config.device) and config.device == "auto" and not runtime.is_private():
+        flag = "--proxy.device" if isinstance(config, ProxyConfig) else "--device"
+        say(f"note      this cluster has no GPU now, so CPUs do the work; if it can bring some, pass {flag} cuda")
 
 
 def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog | None:
@@ -289,9 +299,7 @@ def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, 
     ValueError
         If there is no such network, no such device, or the weights are of another.
     """
-    if not runtime.num_gpus(config.device) and config.device == "auto" and not runtime.is_private():
-        flag = "--proxy.device" if isinstance(config, ProxyConfig) else "--device"
-        say(f"note      this cluster has no GPU now, so CPUs do the work; if it can bring some, pass {flag} cuda")
+    runtime.num_gpus(config.device)
     size = catalogs.choose_size(config.image_size, catalog)
     arch = model.resolve_arch(config.arch, size)
     network = model.build(arch, len(catalog.class_names))

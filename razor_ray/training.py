@@ -135,7 +135,7 @@ class Trainer:
         # A batch without weight teaches nothing, but momentum, decay and the statistics of batch normalisation would
         # still move the network. Of several workers, who step together, some have weight.
         teaches = self.num_workers > 1 or bool((weights * (labels >= 0)).any())
-        pixels, labels, weights = (_on_device(values, self.device) for values in (pixels, labels, weights))
+        pixels, labels, weights = (transforms.on_device(values, self.device) for values in (pixels, labels, weights))
         if self.config.augment != "none":
             pixels = transforms.random_crop(pixels, self.image_size, generator, flip=self.config.augment == "crop_flip")
         pixels = transforms.normalize(pixels)
@@ -162,11 +162,6 @@ class Trainer:
         if self.num_workers > 1:
             torch.distributed.all_reduce(total)
         return total / self.num_workers
-
-
-def _on_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy for a GPU that is made while the host goes on, which takes pinned memory; on a CPU the same."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 class Checkpoint(Protocol):

@@ -5,18 +5,33 @@ What a score is made of is normalised only; random crops and flips are for train
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
 
 
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values on a device. To a GPU they are copied while the host goes on, which takes pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+@functools.lru_cache
+def _mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """What a channel is shifted and multiplied by, (3,) each; put on a device once, since a copy is waited for."""
+    with torch.inference_mode(False):  # they outlive whoever asks first
+        mean, std = (torch.tensor(values).mul_(255) for values in (_MEAN, _STD))
+        return mean.to(device), std.reciprocal_().to(device)
+
+
 def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """uint8 images (B, S, S, 3) to normalised ones (B, 3, S, S) in channels_last memory, on the pixels' device."""
     # For a whole row of pixels: a loop over three channels has no room for vector instructions (a third of the speed).
-    row = (pixels.shape[2], 1)
-    mean = torch.tensor(_MEAN, device=pixels.device).mul_(255).repeat(row)  # (S, 3)
-    scale = torch.tensor(_STD, device=pixels.device).mul_(255).reciprocal_().repeat(row)  # (S, 3)
+    mean, scale = (values.repeat(pixels.shape[2], 1) for values in _mean_and_scale(pixels.device))  # (S, 3)
     # In place, on a copy of our own. A permuted NHWC tensor is NCHW in channels_last memory: no copy.
     normalized = pixels.to(torch.float32, copy=True).sub_(mean).mul_(scale)
     return normalized.permute(0, 3, 1, 2).to(dtype)
@@ -69,8 +84,8 @@ def _crop_by_rows(images: Tensor, size: int, offsets: Tensor, mirrored: Tensor) 
 def _crop_at_once(images: Tensor, size: int, offsets: Tensor, mirrored: Tensor) -> Tensor:
     """The same, for a device that gathers pixels of a whole batch in one call."""
     steps = torch.arange(size)
-    top = (offsets[0, :, None] + steps).to(images.device)  # (B, S)
+    top = on_device(offsets[0, :, None] + steps, images.device)  # (B, S)
     left = offsets[1, :, None] + steps  # (B, S)
     left = torch.where(mirrored[:, None], left.flip(1), left)
     index = torch.arange(len(images), device=images.device)[:, None, None]  # (B, 1, 1)
-    return images[index, top[:, :, None], left.to(images.device)[:, None, :]]
+    return images[index, top[:, :, None], on_device(left, images.device)[:, None, :]]

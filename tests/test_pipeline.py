@@ -244,6 +244,16 @@ def test_scores_of_a_run_that_is_another_by_now(run, tmp_path, capfd, monkeypatc
     assert not (tmp_path / "out" / "scores").exists()
 
 
+def test_a_run_of_an_earlier_state_is_refused(run, tmp_path, capfd):
+    shutil.copytree(run, tmp_path / "old")
+    commit = tmp_path / "old" / "catalog" / ".commit.json"
+    facts = json.loads(commit.read_text())
+    commit.write_text(json.dumps({name: value for name, value in facts.items() if name != "class_names"}))
+    for arguments in (["--scores-from", f"{tmp_path}/old", "--output", f"{tmp_path}/out", "--keep-fraction", "0.1"],):
+        assert main(["prune", "--input", f"{run.parent}/in", *arguments]) == 2
+        assert f"{tmp_path}/old was made by an earlier state of razor_ray" in capfd.readouterr().err
+
+
 def test_a_proxy_that_was_changed_is_not_taken(run, tmp_path, capfd):
     shutil.copytree(run, tmp_path / "scored")
     weights = tmp_path / "scored" / "proxy" / "model.safetensors"

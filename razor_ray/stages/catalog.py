@@ -115,7 +115,7 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
     InputError
         If the input's files are not those that were catalogued.
     """
-    table, facts = schema.check(store.read("catalog"), schema.CATALOG, "catalog"), store.commit_facts("catalog")
+    table, facts = _committed(store)
     source = sources.find(config)
     seen = {"path": source.paths, "num_bytes": source.sizes}
     if source.fingerprints:
@@ -136,12 +136,22 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
     )
 
 
+def _committed(store: RunStore) -> tuple[pa.Table, dict[str, Any]]:
+    """The table of the committed catalog, and the facts of the whole input."""
+    facts = store.commit_facts("catalog")
+    if "class_names" not in facts:
+        raise sources.InputError(
+            f"{store.uri} was made by an earlier state of razor_ray and cannot be read any more. Choose another --output."
+        )
+    return schema.check(store.read("catalog"), schema.CATALOG, "catalog"), facts
+
+
 def is_of(catalog: Catalog, store: RunStore) -> bool:
     """Whether the run in a store has the same samples: shards, labels and classes, wherever the input lies now."""
-    facts = store.commit_facts("catalog")
+    table, facts = _committed(store)
     classes = [list(catalog.class_names), catalog.label_kind, list(catalog.class_sizes)]
     return (
-        store.read("catalog").equals(catalog.table)
+        table.equals(catalog.table)
         and [facts[name] for name in ("class_names", "label_kind", "class_sizes")] == classes
     )
 

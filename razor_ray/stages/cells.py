@@ -144,7 +144,7 @@ def train_cells(
     options = {"num_cpus": threads} | ({"num_gpus": share} if gpus else {})
     shared = ray.put(data)
     calls = ((cell, config, shared, folder, threads) for cell in missing)
-    for index, found in runtime.run_tasks(_train_cell, calls, name="compare", **options):
+    for index, found in runtime.run_tasks(_train_cell, calls, name="compare", at_most=workers, **options):
         yield missing[index], found
 
 

@@ -133,7 +133,7 @@ def _check_same(
         "choice": asdict(config.weigh) | asdict(config.sample),
     }
     begun = store.read_json(_MADE_OF)
-    if begun is not None and (changed := [name for name, value in made_of.items() if begun.get(name, value) != value]):
+    if begun is not None and (changed := [name for name, value in made_of.items() if begun.get(name) != value]):
         raise ValueError(
             f"{store.uri} was begun with another state of {run.uri} or of the held-out images ({', '.join(changed)} "
             "changed since). Choose another --output."

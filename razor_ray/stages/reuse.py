@@ -116,7 +116,7 @@ def _settle(config: PruneConfig, made: PruneConfig, store: RunStore) -> tuple[Pr
     proxy, scores = store.commit_facts("proxy"), store.commit_facts("scores")
     settling = _Settling(
         {
-            **{f"proxy.{name}": proxy[name] for name in ("arch", "image_size")},
+            **{f"proxy.{name}": proxy[name] for name in ("arch", "image_size", "precision") if name in proxy},
             **{f"score.{name}": scores[name] for name in ("batch_size", "precision")},
         }
     )

@@ -197,17 +197,22 @@ def share_of_gpu(num_workers: int) -> float:
 
 
 def cpus_each(num_workers: int, gpu: float = 0) -> int:
-    """CPUs for each of so many workers that are at work at once, of which each takes so much of a GPU; at least 1.
+    """CPUs for each of so many workers, of which each takes so much of a GPU; at least 1.
 
-    An even share of those of the cluster as it is now, but no more than the smallest node has for each that it holds: a
-    task for which no node has the CPUs would wait for ever.
+    As many as they can have when all are at work at once, or as many of them as find a GPU: a task for which no node
+    has the CPUs would wait for ever, and nodes differ.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if gpu:
-        rooms = [int(node.get("CPU", 0) / (node["GPU"] / gpu)) for node in nodes if node.get("GPU", 0) >= 1]
-    else:
-        rooms = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
-    return max(1, min([num_cpus() // num_workers, *rooms]))
+
+    def room(cpus: int) -> int:
+        """Workers that find so many CPUs each."""
+        by_cpu = (int(node.get("CPU", 0) // cpus) for node in nodes)
+        by_gpu = (int(node.get("GPU", 0) / gpu + 1e-9) if gpu else num_workers for node in nodes)
+        return sum(map(min, by_cpu, by_gpu))
+
+    wanted = min(num_workers, room(1))
+    most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
+    return max((cpus for cpus in range(1, most + 1) if room(cpus) >= wanted > 0), default=1)
 
 
 def gpus_have_bf16() -> bool:
@@ -299,12 +304,13 @@ def run_tasks(
     arguments: Iterable[tuple[Any, ...]],
     *,
     name: str,
+    at_most: int | None = None,
     **options: float,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function on the cluster for each tuple of arguments; object refs among them are resolved.
 
-    A bounded number of tasks is submitted at once, so that a million calls are no million objects. `options` are
-    Ray's: num_cpus, num_gpus, memory.
+    A bounded number of tasks is submitted at once, so that a million calls are no million objects; no more than
+    `at_most`, if that is given. `options` are Ray's: num_cpus, num_gpus, memory.
 
     The function may be a generator, whose items come as it makes them. It must make the same ones when it is called
     again: if its worker is lost it is, and what has come already does not come twice.
@@ -329,7 +335,8 @@ def run_tasks(
     try:
         while True:
             # Asked anew each time: an autoscaling cluster grows while it works.
-            while len(pending) < 2 * num_cpus() + 2 and (call := next(calls, None)) is not None:
+            limit = at_most or 2 * num_cpus() + 2
+            while len(pending) < limit and (call := next(calls, None)) is not None:
                 pending[task.remote(*call[1])] = _Call(*call)
             _in_flight[name] = len(pending)
             if not pending:

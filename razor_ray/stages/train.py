@@ -252,7 +252,7 @@ def _task(
 
 
 def _gpus_as_begun(config: TrainConfig, store: RunStore, folder: str) -> int:
-    """GPUs to train on: those that are there; one, if those that the training was begun on have gone with their nodes.
+    """GPUs to train on: those that are there; one, if those that it was trained on last have gone with their nodes.
 
     Raises
     ------
@@ -261,7 +261,7 @@ def _gpus_as_begun(config: TrainConfig, store: RunStore, folder: str) -> int:
     """
     gpus = runtime.num_gpus(config.model.device)
     begun = store.read_json(f"{folder}/{BEGUN}")
-    if begun is None or not read_metrics(store, folder):
+    if begun is None or gpus or not read_metrics(store, folder):
         begun = {"gpu": gpus > 0}
         store.write_json(f"{folder}/{BEGUN}", begun)
     if not begun["gpu"] or gpus:

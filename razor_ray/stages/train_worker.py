@@ -334,10 +334,11 @@ def _observe(sample_id: Tensor, labels: Tensor, logits: Tensor) -> dict[str, Ten
     """
     usable = (labels >= 0).nonzero().squeeze(1)  # (b,)
     if len(usable) < len(labels):
-        logits, labels, sample_id = logits[usable.to(logits.device)], labels[usable], sample_id[usable]
+        logits = logits.index_select(0, transforms.on_device(usable, logits.device))
+        labels, sample_id = labels[usable], sample_id[usable]
     logits = logits.float()
     scores = hardness.all_scores(logits, labels)
-    labels = labels.to(logits.device)
+    labels = transforms.on_device(labels, logits.device)
     of_label = logits.gather(1, labels[:, None])  # (B, 1)
     others = logits.scatter(1, labels[:, None], -torch.inf)  # (B, C)
     return {

@@ -238,7 +238,7 @@ def die_once(cell, config, data, folder, threads):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-train_cell = comparing._train_cell
+train_cell = cells._train_cell
 
 
 def test_a_cell_whose_worker_dies_goes_on_and_comes_out_the_same(run, tmp_path, capfd, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_cell_whose_worker_dies_goes_on_and_comes_out_the_same(run, tmp_path, 
     arguments = ["compare", "--run", f"{run}/run", "--eval", f"{run}/test", *options]
     assert main([*arguments, "--output", f"{tmp_path}/whole"]) == 0
     monkeypatch.setattr(comparing, "_SECONDS_BETWEEN_STATES", 0.0)
-    monkeypatch.setattr(comparing, "_train_cell", die_once)
+    monkeypatch.setattr(cells, "_train_cell", die_once)
     capfd.readouterr()
     assert main([*arguments, "--output", f"{tmp_path}/out"]) == 0
     assert re.search(r"^compare   40 steps, .*; 1 of 1 trainings$", capfd.readouterr().err, re.MULTILINE)

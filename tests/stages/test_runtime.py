@@ -138,9 +138,12 @@ def test_gpus_without_bf16_are_not_asked_for_it(cluster, gpu, precision):
         ([(64, 8)], 8, 1.0, 8),
         ([(64, 8)], 16, 0.5, 4),
         ([(4, 8)], 8, 1.0, 1),
-        # Without: no more than one node has, and no more than an even share.
+        # Without: as many as all can have at once.
         ([(16, 0)] * 4, 1, 0, 16),
-        ([(0, 0), (16, 0), (4, 0)], 2, 0, 4),
+        ([(0, 0), (16, 0), (4, 0)], 2, 0, 8),
+        ([(2, 0), (64, 0), (64, 0)], 4, 0, 32),  # a small head decides nothing
+        ([(0, 0), (16, 0), (16, 0)], 1, 1.0, 1),  # GPUs that are still to come
+        ([(8, 0), (4, 2)], 1, 1.0, 4),
         ([(2, 0)], 2, 0, 1),
         ([(2, 0)], 1, 0, 2),
         ([(2, 0)], 5, 0, 1),
@@ -360,6 +363,21 @@ def wait_between(folder):
     while not (folder / "arrived").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     yield "second" if (folder / "arrived").exists() else "too late"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_no_more_calls_are_under_way_than_asked(tmp_path):
+    calls = [(tmp_path, number) for number in range(6)]
+    assert sorted(found for _, found in runtime.run_tasks(count_others, calls, name="count", at_most=1)) == [0] * 6
+
+
+def count_others(folder, number):
+    """A task that tells how many others are under way."""
+    (folder / f"at work {number}").touch()
+    time.sleep(0.2)
+    others = len(list(folder.glob("at work *"))) - 1
+    (folder / f"at work {number}").unlink()
+    return others
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -165,7 +165,7 @@ def test_who_goes_on_trains_on_gpus_if_it_was_begun_on_them(split, tmp_path, mon
     counts.is_private = False
     assert gpus(0) == 1  # an autoscaler brings it again
     store.write_json("train/_begun.json", {"gpu": False})
-    assert (gpus(0), gpus(2)) == (0, 2)
+    assert (gpus(0), gpus(2), gpus(0)) == (0, 2, 1)  # once there were some, it does not go back
 
 
 @pytest.mark.parametrize(
