@@ -141,7 +141,7 @@ def _committed(store: RunStore) -> tuple[pa.Table, dict[str, Any]]:
     facts = store.commit_facts("catalog")
     if "class_names" not in facts:
         raise sources.InputError(
-            f"{store.uri} was made by an earlier state of razor_ray and cannot be read any more. Choose another --output."
+            f"{store.uri} was made by an earlier state of razor_ray, and cannot be read now. Choose another --output."
         )
     return schema.check(store.read("catalog"), schema.CATALOG, "catalog"), facts
 
