@@ -250,7 +250,11 @@ def markdown(
         if math.isfinite(even):
             saved = f" Counted in epochs, scoring has paid for itself after {even:.1f} trainings."
             saved = "" if other_network else saved
-        parts.append(f"\n{verdict(chosen)}{saved}\n")
+        apart = ""
+        if whole:
+            points = 100 * (whole[0].accuracy.mean - chosen[0].accuracy.mean)
+            apart = f" {chosen[0].method} is {abs(points):.2f} points {'below' if points > 0 else 'above'} all samples."
+        parts.append(f"\n{verdict(chosen)}{apart}{saved}\n")
     parts.append(
         "Means over seeds with their standard errors: how much trainings differ, all from the scores of one proxy. In "
         "bold the best and what cannot be told from it: where these intervals meet, or the differences over the same "

@@ -15,7 +15,7 @@ from razor_ray import energy, lease, manifest, model, report, sources, weights
 from razor_ray.config import CompareConfig, EvalConfig, ModelConfig, ProxyConfig, PruneConfig, TrainConfig, from_dict
 from razor_ray.interrupt import interruptible
 from razor_ray.progress import say
-from razor_ray.run_store import CONFIG, COST, RunStore, open_filesystem
+from razor_ray.run_store import CONFIG, COST, RunStore, check_apart, open_filesystem
 from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
@@ -50,6 +50,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     ValueError
         For whatever a user can mend: the input, the settings, an output that holds another run.
     """
+    check_apart(config.input.path, config.output)
     if config.scores_from:
         config = reuse.settings(config)
     store = RunStore(config.output)
@@ -107,6 +108,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     ValueError
         For whatever a user can mend.
     """
+    check_apart(config.input.path, config.output)
     store = RunStore(config.output)
     store.check_free(config)
     with _only_writer(store, config.stall_timeout):
@@ -157,13 +159,13 @@ def compare(config: CompareConfig) -> str:
         For whatever a user can mend.
     """
     store, run = RunStore(config.output), RunStore(config.run)
-    store.check_free(config)
     begun = run.read_json(CONFIG)
     if begun is None or not run.is_done("scores"):
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
     pruned = from_dict(PruneConfig, begun)
     comparing.check_names(config)
-    settled = reuse.choice_as_in(config, pruned)
+    config = reuse.choice_as_in(config, pruned)
+    store.check_free(config)
     try:
         catalog = catalogs.read(pruned.input, run)
     except sources.InputError as error:
@@ -177,7 +179,7 @@ def compare(config: CompareConfig) -> str:
         _network(config.model, catalog)
         preflight.check_places(store, catalog.source)
         store.claim(config)
-        text = comparing.compare(settled, run, pruned, catalog, held_out, store)
+        text = comparing.compare(config, run, pruned, catalog, held_out, store)
     say(f"done      {store.address('compare.md')}")
     return text
 
@@ -347,7 +349,7 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
         facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
         # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
         unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
-        one = facts["metrics"].get("an_unusable")
+        one = facts["metrics"].pop("an_unusable", None)
         examples: dict[str, str] = {}
         if one is not None and quarantine.is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
             with suppress(OSError, ValueError):  # it is for the message only

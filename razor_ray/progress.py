@@ -60,7 +60,8 @@ class Progress:
     def finish(self, summary: str = "") -> None:
         """The stage's last line."""
         seconds = time.monotonic() - self._started
-        counted = f"{self.done:,} {self.unit}, " if self.done else ""
+        unit = self.unit if self.done != 1 else self.unit.removesuffix("es" if self.unit == "classes" else "s")
+        counted = f"{self.done:,} {unit}, " if self.done else ""
         self._write(f"{self.name:<10}{counted}{_duration(seconds)}{'; ' + summary if summary else ''}", end="\n")
 
     def abandon(self) -> None:

@@ -76,6 +76,21 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
+def check_apart(read: str, written: str) -> None:
+    """Refuse to write into what is read: a run's own files would become its input, or take its place.
+
+    Raises
+    ------
+    ValueError
+        If the one folder lies in the other, or is it.
+    """
+    (filesystem, source), (other, target) = open_filesystem(read), open_filesystem(written)
+    if filesystem.type_name == other.type_name and f"{target.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
+        raise ValueError(
+            f"--output {written} lies in --input {read}: what is written would become input. Choose a folder outside."
+        )
+
+
 def _escaped(uri: str) -> str:
     """A URI as its grammar wants it, of one as people write it: with spaces, umlauts, brackets and other characters.
 
@@ -142,7 +157,7 @@ class RunStore:
         try:
             text = self.read_text(CONFIG)
             if text is None and self._visible(self.root):
-                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output, or empty it.")
+                raise ValueError(f"{self.uri} is not empty and holds no run. Choose another --output.")
         except NotADirectoryError as error:
             raise ValueError(f"{self.uri} is no folder, or lies under a file. Choose another --output.") from error
         if text is None:

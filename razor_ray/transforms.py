@@ -10,7 +10,8 @@ import functools
 import torch
 from torch import Tensor, nn
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the channels, red, green and blue, in 0..1: ImageNet's, which torchvision's weights expect."""
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -24,7 +25,7 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 def _mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
     """What a channel is shifted and multiplied by, (3,) each; put on a device once, since a copy is waited for."""
     with torch.inference_mode(False):  # they outlive whoever asks first
-        mean, std = (torch.tensor(values).mul_(255) for values in (_MEAN, _STD))
+        mean, std = (torch.tensor(values).mul_(255) for values in (MEAN, STD))
         return mean.to(device), std.reciprocal_().to(device)
 
 
@@ -39,7 +40,7 @@ def normalize(pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def denormalize(images: Tensor) -> Tensor:
     """Values in 0..1 of normalised images (B, 3, S, S)."""
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (_MEAN, _STD))
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (MEAN, STD))
     return images * std + mean
 
 

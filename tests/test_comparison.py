@@ -178,6 +178,7 @@ def test_markdown_marks_the_level_and_counts_the_cost():
     assert "a is the best. Two seeds tell little" in text
     assert "Counted in epochs, scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
     assert "30 % of one training of 10 epochs" in text
+    assert "a is 9.50 points below all samples. Counted" in text
     assert "| other | 0.500 |" in text
 
 

@@ -244,6 +244,14 @@ def test_scores_of_a_run_that_is_another_by_now(run, tmp_path, capfd, monkeypatc
     assert not (tmp_path / "out" / "scores").exists()
 
 
+def test_a_run_inside_of_its_input_is_refused_and_leaves_nothing_there(digits, weights_file, tmp_path, capfd):
+    path = write_shards(digits.slice(0, 60), tmp_path / "in", 1)
+    for output in (path / "run", path):
+        assert prune(path, output, weights_file) == 2
+        assert f"--output {output} lies in --input {path}" in capfd.readouterr().err
+        assert [file.name for file in path.iterdir()] == ["train-00000.parquet"]
+
+
 def test_a_run_of_an_earlier_state_is_refused(run, tmp_path, capfd):
     shutil.copytree(run, tmp_path / "old")
     commit = tmp_path / "old" / "catalog" / ".commit.json"

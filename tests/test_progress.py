@@ -82,6 +82,15 @@ def test_nothing_done_yet(clock):
     assert stream.getvalue().endswith("catalog   0.0 s\n")
 
 
+@pytest.mark.parametrize(("unit", "one"), [("shards", "1 shard"), ("classes", "1 class"), ("samples", "1 sample")])
+def test_one_is_one(clock, unit, one):
+    stream = io.StringIO()
+    shown = Progress("catalog", 1, unit, stream)
+    shown.advance(1)
+    shown.finish()
+    assert stream.getvalue().splitlines()[-1] == f"catalog   {one}, 0.0 s"
+
+
 def test_a_slow_stage_has_a_rate(clock):
     # Three shards in 20 s are no '0/s'.
     stream = Terminal()

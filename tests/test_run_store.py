@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
@@ -90,7 +91,7 @@ def test_a_folder_with_other_files_is_refused(store, tmp_path, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)
     path.write_bytes(b"mine")
-    with pytest.raises(ValueError, match="is not empty and holds no run. Choose another --output, or empty it"):
+    with pytest.raises(ValueError, match="is not empty and holds no run. Choose another --output."):
         store.claim(config())
     assert path.read_bytes() == b"mine"
 
@@ -130,6 +131,24 @@ def test_a_stage_is_done_when_it_has_committed(store):
     assert not Path(folder).exists()
     assert store.read("scores")["x"].to_pylist()[:5] == [0, 1, 2, 0, 1]
     assert store.read("scores", ["x"]).num_rows == 1003
+
+
+@pytest.mark.parametrize(
+    ("read", "written", "is_refused"),
+    [
+        ("in", "in", True),
+        ("in/", "in/run", True),
+        ("in", "./in/deeper/run", True),
+        ("in", "in-2/run", False),
+        ("in/train", "in/run", False),
+        ("in/*.parquet", "in/run", False),  # which no run's file is taken for
+        ("s3://bucket/in?region=eu-west-1", "s3://bucket/in/run?region=eu-west-1", True),
+        ("s3://bucket/in?region=eu-west-1", "bucket/in/run", False),
+    ],
+)
+def test_what_is_written_is_not_to_lie_in_what_is_read(read, written, is_refused):
+    with pytest.raises(ValueError, match="lies in --input") if is_refused else nullcontext():
+        run_store.check_apart(read, written)
 
 
 def test_half_of_a_json_file_is_none(store):

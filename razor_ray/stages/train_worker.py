@@ -280,6 +280,8 @@ class Worker:
             "class_names": list(self.task.class_names),
             "image_size": self.task.image_size,
             "precision": self.precision,
+            "mean": transforms.MEAN,
+            "std": transforms.STD,
         }
         state = io.BytesIO()
         torch.save(self._state(), state)
