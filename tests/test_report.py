@@ -238,7 +238,7 @@ def make_run(
         "kept_by_class": {str(label): kept[label] for label in labels},
     }
     commit(store, "selection", facts, **parts)
-    tables = {f"part_{s:05d}": subset_table(sorted(sample for sample in samples if sample[0] == s)) for s in shards}
+    tables = {f"part_{s:06d}": subset_table(sorted(sample for sample in samples if sample[0] == s)) for s in shards}
     commit(store, "subset", {"num_samples": kept.total(), "num_bytes": 1}, **tables)
     return store, manifest.write(store, config, store.read("weights"))
 
