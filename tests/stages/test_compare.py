@@ -308,6 +308,7 @@ def test_trainings_share_the_gpus_of_a_machine_as_many_to_each(monkeypatch, reso
     config = CompareConfig(run="run", output="out", num_workers=num_workers)
     assert not list(comparing.train_cells(config, cells.cells(config)[:1], None, None))  # type: ignore[arg-type]
     assert given.get("num_gpus") == share
+    assert given["at_most"] == (None if num_workers == "auto" else num_workers)
     assert given["num_cpus"] == {"auto": 4, 3: 2}[num_workers]
     ((_, settled, *_, threads),) = calls
     # Where a cell lands does not decide what it is trained on.
