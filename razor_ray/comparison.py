@@ -237,24 +237,8 @@ def markdown(
     budgets = sorted({(line.budget, line.keep_fraction) for line in lines if line.method != ALL})
     for budget, fraction in budgets:
         chosen = [line for line in lines if (line.budget, line.keep_fraction) == (budget, fraction)]
-        parts.append(f"## Keep {100 * fraction:g} %, equal {budget}\n")
-        parts.append("| method | accuracy % | worst class % | macro recall % | seconds | seeds |")
-        parts.append("|---|---|---|---|---|---|")
-        best = level_with_best(chosen) if len(chosen) > 1 else []
-        for line in chosen:
-            name = f"**{line.method}**" if line.method in best else line.method
-            numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
-            parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
         even = break_even(cost_epochs, epochs, fraction) if budget == "epochs" else math.inf
-        saved = " Equal steps save nothing."
-        if math.isfinite(even):
-            saved = f" Counted in epochs, scoring has paid for itself after {even:.1f} trainings."
-            saved = "" if other_network else saved
-        apart = ""
-        if whole:
-            points = 100 * (whole[0].accuracy.mean - chosen[0].accuracy.mean)
-            apart = f" {chosen[0].method} is {abs(points):.2f} points {'below' if points > 0 else 'above'} all samples."
-        parts.append(f"\n{verdict(chosen)}{apart}{saved}\n")
+        parts.append(_section(chosen, whole, None if other_network else even))
     parts.append(
         "Means over seeds with their standard errors: how much trainings differ, all from the scores of one proxy. In "
         "bold the best and what cannot be told from it: where these intervals meet, or the differences over the same "
@@ -267,18 +251,55 @@ def markdown(
         f"Scoring cost as much as {cost_epochs:.1f} epochs on all samples{another if other_network else share}.\n"
     )
     if stability:
-        names = list(next(iter(stability.values())))
-        parts.append("## Stability of the ranks\n")
-        parts.append(
-            "How far another proxy agrees on which samples are hard: Spearman's rank correlation (by chance 0), and of "
-            "the hardest 10 % the share that is among its hardest 10 % (by chance 0.1), and so on.\n"
-        )
-        parts.append(f"| run with another seed | {' | '.join(names)} |")
-        parts.append(f"|---|{'---|' * len(names)}")
-        parts += [
-            f"| {run} | {' | '.join(f'{found[name]:.3f}' for name in names)} |" for run, found in stability.items()
-        ]
-        parts.append("")
+        parts.append(_stability_section(stability))
+    return "\n".join(parts)
+
+
+def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | None) -> str:
+    """The lines at one budget: their table, and what may be said of them.
+
+    Parameters
+    ----------
+    lines : sequence of Summary
+        The best first.
+    whole : sequence of Summary
+        That of all samples, if there is one.
+    even : float or None
+        Trainings after which scoring has paid for itself; infinite if none are enough, None if that is not known.
+    """
+    parts = [
+        f"## Keep {100 * lines[0].keep_fraction:g} %, equal {lines[0].budget}\n",
+        "| method | accuracy % | worst class % | macro recall % | seconds | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    best = level_with_best(lines) if len(lines) > 1 else []
+    for line in lines:
+        name = f"**{line.method}**" if line.method in best else line.method
+        numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
+        parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
+    said = [verdict(lines)]
+    if whole:
+        points = 100 * (whole[0].accuracy.mean - lines[0].accuracy.mean)
+        said.append(f"{lines[0].method} is {abs(points):.2f} points {'below' if points > 0 else 'above'} all samples.")
+    if even is not None and math.isfinite(even):
+        said.append(f"Counted in epochs, scoring has paid for itself after {even:.1f} trainings.")
+    elif lines[0].budget == "steps":
+        said.append("Equal steps save nothing.")
+    parts.append(f"\n{' '.join(said)}\n")
+    return "\n".join(parts)
+
+
+def _stability_section(stability: dict[str, dict[str, float]]) -> str:
+    names = list(next(iter(stability.values())))
+    parts = [
+        "## Stability of the ranks\n",
+        "How far another proxy agrees on which samples are hard: Spearman's rank correlation (by chance 0), and of the "
+        "hardest 10 % the share that is among its hardest 10 % (by chance 0.1), and so on.\n",
+        f"| run with another seed | {' | '.join(names)} |",
+        f"|---|{'---|' * len(names)}",
+        *(f"| {run} | {' | '.join(f'{found[name]:.3f}' for name in names)} |" for run, found in stability.items()),
+        "",
+    ]
     return "\n".join(parts)
 
 
