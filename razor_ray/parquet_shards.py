@@ -156,7 +156,8 @@ def open_file(where: Any, filesystem: pafs.FileSystem | None = None) -> pq.Parqu
     """Open a Parquet file so that no large part of it is in memory, or read, for the few rows of it that are wanted.
 
     Arrow takes what one row group holds of the columns in one read, which is best for a store far away. Where that is
-    much, as of a file that is a single group, it is read in parts, and no farther than to the last row that is wanted.
+    much, as of a file that is a single group, it is read in parts, and not much farther than the last row that is
+    wanted.
 
     Parameters
     ----------
