@@ -6,6 +6,7 @@ from here on: tables of `schema.READ`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from types import ModuleType
@@ -22,6 +23,11 @@ from razor_ray.run_store import CONFIG, open_filesystem
 from razor_ray.shards import Format, InputError, Piece, ShardFacts, Source
 
 _TAKES = "--input takes Parquet or tars (a file, a folder or a glob), or a folder of class folders."
+
+_SPLIT = re.compile(
+    r"(?<![a-z])(?:(train|training)|(?:test|testing|eval|evaluation|val|valid|validation|dev))(?![a-z])"
+)
+"""What Hugging Face takes for the name of a split in the path of a file; the group is there for those to train on."""
 
 _NAMES = {"parquet": ".parquet", "webdataset": "tars", "folders": "images in sub-folders"}
 
@@ -167,7 +173,26 @@ def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: st
         return class_folders.find(filesystem, folder, images)
     if not by_format[chosen]:
         raise InputError(f"{config.path} holds no {_NAMES[chosen]}. {_TAKES}")
+    _check_split(config, sorted(listing.relative(info, folder) for info in by_format[chosen]))
     return _files(filesystem, folder, by_format[chosen], chosen)
+
+
+def _check_split(config: InputConfig, paths: list[str]) -> None:
+    """Refuse a folder that holds images to train on and held-out ones side by side: a glob says which, or both."""
+    of_kind: dict[bool, tuple[str, re.Match[str]]] = {}
+    for path in paths:
+        splits = list(_SPLIT.finditer(path.lower()))
+        if len({bool(split[1]) for split in splits}) == 1:
+            of_kind.setdefault(bool(splits[0][1]), (path, splits[0]))
+    if len(of_kind) == 2:
+        (train, found), (held_out, _) = of_kind[True], of_kind[False]
+        rest = train[found.end() :]
+        part = train[: found.end()] + (rest[: rest.index("/")] if "/" in rest else "*")
+        suffix = train[train.rindex(".") :]
+        raise InputError(
+            f"{config.path} holds images to train on and others to test with ({train}, {held_out}). Name those that "
+            f"are meant: {part} in it, or **/*{suffix} if it is all of them."
+        )
 
 
 def _is_run(filesystem: pafs.FileSystem, folder: str, infos: list[pafs.FileInfo]) -> bool:

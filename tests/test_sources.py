@@ -251,6 +251,38 @@ def test_what_is_not_one_format(tmp_path, names, there, message):
         find(put(tmp_path, *names) / there)
 
 
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [
+        (["data/train-0.parquet", "data/test-0.parquet"], "data/train*"),
+        (["train/0.tar", "val/0.tar", "val/1.tar"], "train"),
+        (["a/Train_images/0.tar", "a/dev/0.tar"], "a/Train_images"),
+        (["training.parquet", "x/evaluation.parquet", "other.parquet"], "training*"),
+    ],
+)
+def test_images_to_train_on_and_to_test_with_are_not_mixed_unasked(tmp_path, names, part):
+    put(tmp_path, *names)
+    with pytest.raises(InputError, match="holds images to train on and others to test with") as caught:
+        find(tmp_path)
+    assert f"Name those that are meant: {part} in it, or **/*{Path(names[0]).suffix} if" in str(caught.value)
+    asked = find(tmp_path / part).paths
+    assert len(asked) == 1 and names[0].endswith(asked[0])
+    assert len(find(f"{tmp_path}/**/*{Path(names[0]).suffix}").paths) == len(names)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train-0.parquet", "train-1.parquet"],
+        ["test-0.parquet", "val/0.parquet"],
+        ["constraint.parquet", "protest.parquet", "valley.parquet", "trains.parquet", "devices.parquet"],
+        ["train/test-0.parquet", "train/0.parquet", "train/dev.parquet"],
+    ],
+)
+def test_what_is_of_one_split_is_not_refused(tmp_path, names):
+    assert len(find(put(tmp_path, *names)).paths) == len(names)
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "sub/a.tar", "dog 2/1 files from.jpg"])
 def test_a_file_to_probe_is_one_that_is_there(tmp_path, name):
     source = find(put(tmp_path, name))
