@@ -217,12 +217,17 @@ def swatch(kind: str) -> Html:
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 """Okabe and Ito's, which colour-blind people can tell apart."""
+_APART = 4
+"""Pixels between the points of neighbouring lines."""
 
 
 def line_chart(
     series: Mapping[str, Sequence[tuple[float, float, float]]], *, reference: float | None, x_name: str, y_name: str
 ) -> Html:
     """Lines of points with intervals, all in percent; a document of its own.
+
+    The lines are set a little apart, since their points have the same x and their intervals would hide each other. If
+    there is one x only, their points share the width.
 
     Parameters
     ----------
@@ -241,10 +246,13 @@ def line_chart(
     bottom = math.floor(low / step) * step
     top = max(math.ceil(high / step) * step, bottom + step)
     right, base = _WIDTH - 170, _TOP + 320
-    x_most = max(x for x, _, _ in points)
+    every_x = sorted({x for x, _, _ in points})
+    width = right - _LEFT - 12
+    apart = _APART if len(every_x) > 1 else width / (len(series) + 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x / x_most * (right - _LEFT - 12), base - (y - bottom) / (top - bottom) * 320
+        share = x / every_x[-1] if len(every_x) > 1 else 0.5
+        return _LEFT + share * width, base - (y - bottom) / (top - bottom) * 320
 
     parts = []
     for value in _ticks(bottom, top, 8):
@@ -253,7 +261,7 @@ def line_chart(
             tag("line", x1=_LEFT, x2=right, y1=y, y2=y, stroke="#ddd"),
             _label(_LEFT - 8, y + 4, f"{100 * value:.6g}", "end"),
         ]
-    for value in sorted({x for x, _, _ in points}):
+    for value in every_x:
         parts.append(_label(place(value, bottom)[0], base + 18, f"{100 * value:g}"))
     if reference is not None:
         y = place(0, reference)[1]
@@ -263,7 +271,8 @@ def line_chart(
         ]
     for index, (name, values) in enumerate(series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        at = [place(x, y) for x, y, _ in values]
+        aside = (index - (len(series) - 1) / 2) * apart
+        at = [(left + aside, up) for left, up in (place(x, y) for x, y, _ in values)]
         parts.append(tag("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in at), fill="none", stroke=colour))
         for (x, y, error), (left, up) in zip(values, at, strict=True):
             if math.isfinite(error):

@@ -23,6 +23,7 @@ from razor_ray import config as configuration
 from razor_ray import sources
 from razor_ray.config import AnyConfig, CompareConfig, PruneConfig, TrainConfig, to_dict
 from razor_ray.interrupt import StoppedError
+from razor_ray.progress import say
 from razor_ray.run_store import CONFIG, open_filesystem
 from razor_ray.shards import told_of
 
@@ -201,7 +202,8 @@ def _run_here(verb: str, config: AnyConfig) -> None:
     if not isinstance(config, PruneConfig) and (held_out := config.eval.as_input()):
         with told_of("--eval"):
             sources.find(held_out)
-    from razor_ray import pipeline  # Ray and torch take seconds to import, which --help should not
+    say("begin     loading torch and Ray")  # which take some seconds, and Ray's start as many again
+    from razor_ray import pipeline
 
     verbs: dict[str, Callable[[Any], Any]] = {
         "prune": pipeline.prune,

@@ -198,13 +198,13 @@ def load_weights(network: nn.Module, content: bytes, name: str) -> None:
     if missing or unexpected:
         raise ValueError(
             f"weights {name} do not fit {type(network).__name__}: {len(missing)} missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Check the arch."
+            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Name their network by the option arch."
         )
     for key, value in weights.items():
         if value.shape != own[key].shape:
             raise ValueError(
                 f"weights {name} do not fit: {key} is {tuple(value.shape)}, the network's is {tuple(own[key].shape)}. "
-                "Check the arch and the number of classes."
+                "Check the option arch and the number of classes."
             )
     try:
         network.load_state_dict(dict(weights))

@@ -78,14 +78,22 @@ def test_line_chart_by_hand():
     series = {"a": [(0.1, 0.5, 0.1), (0.5, 0.7, math.inf)], "b": [(0.5, 0.6, 0.0)]}
     chart = line_chart(series, reference=0.8, x_name="kept", y_name="accuracy")
     # Heights from 0.4 (0.5 less its error) to 0.8 in steps of 0.05, over 320 pixels above y = 330: 0.1 is 80 of them.
-    # The widest x, 0.5, stands at 578, 0.1 a fifth of the way from 56.
+    # The widest x, 0.5, stands at 578, 0.1 a fifth of the way from 56; two lines stand 2 to either side of it.
     points = re.findall(r'<polyline points="([^"]+)"', chart)
-    assert points == ["160.4,250.0 578.0,90.0", "578.0,170.0"]
-    errors = re.findall(r'<line x1="160.4" x2="160.4" y1="([\d.]+)" y2="([\d.]+)"', chart)
+    assert points == ["158.4,250.0 576.0,90.0", "580.0,170.0"]
+    errors = re.findall(r'<line x1="158.4" x2="158.4" y1="([\d.]+)" y2="([\d.]+)"', chart)
     assert errors == [("330", "170")]
     assert 'y1="10" y2="10" stroke="#333" stroke-dasharray="5 4"' in chart  # everything: 0.8
     assert "a, 10 %: 50.00" in chart
     assert chart.startswith("<svg") and "xmlns=" in chart  # a document of its own
+
+
+def test_points_of_one_x_share_the_width():
+    series = {name: [(0.3, height, 0.01)] for name, height in (("a", 0.5), ("b", 0.5), ("c", 0.6))}
+    chart = line_chart(series, reference=None, x_name="kept", y_name="accuracy")
+    # From 56 over 522 pixels: at a quarter, a half and three quarters of them.
+    assert re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="3.5"', chart) == ["186.5", "317", "447.5"]
+    assert re.findall(r'<text x="317" y="348" text-anchor="middle">([^<]+)<', chart) == ["30"]
 
 
 def test_names_in_a_line_chart_are_escaped():
