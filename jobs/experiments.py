@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from razor_ray import schema, sources, weights
-from razor_ray.baselines import METHODS
 from razor_ray.config import InputConfig, PruneConfig, SampleConfig, from_dict
+from razor_ray.methods import METHODS
 from razor_ray.run_store import CONFIG, RunStore
 from razor_ray.selection import Method, gamma_razor
 from razor_ray.stages.compare import read_samples

@@ -7,13 +7,18 @@ keyed by sample ids, so that a method keeps the same samples in whatever order i
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from razor_ray.apportion import apportion
 from razor_ray.hashing import TAIL_TIES, as_ids, hash_ids
 from razor_ray.sampling import draw_keys, first_of_groups, weighted_draw
-from razor_ray.selection import Method, Samples, gamma_razor
+from razor_ray.selection import Samples
 
 _DUAL_SCALE, _DUAL_ANCHORS = 15.0, 10
 
@@ -85,10 +90,17 @@ def ccs(
     num_strata : int
         The paper's k.
 
+    Raises
+    ------
+    ValueError
+        If `tail` is not in [0, 1), or there is no stratum.
+
     References
     ----------
     Zheng et al., Coverage-centric Coreset Selection for High Pruning Rates, ICLR 2023, Algorithm 1.
     """
+    if not (tail is None or 0 <= tail < 1) or num_strata < 1:
+        raise ValueError(f"tail must be in [0, 1) and num_strata at least 1, got {tail} and {num_strata}.")
     num_samples = len(samples.ids)
     if tail is None:
         keep_fraction = budget / num_samples
@@ -154,11 +166,18 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> 
     exponent : float
         The paper's c_D; 4 is the default of the authors' code for CIFAR. (An earlier state of it added 2 to that.)
 
+    Raises
+    ------
+    ValueError
+        If `exponent` is not positive and finite.
+
     References
     ----------
     Cho et al., Lightweight Dataset Pruning without Full Training via Example Difficulty and Prediction Uncertainty,
     ICML 2025 (arXiv 2502.06905), and the authors' code.
     """
+    if not 0 < exponent < math.inf:
+        raise ValueError(f"exponent must be positive and finite, got {exponent}.")
     score, mean = samples.column("dual"), samples.column("mean_p")
     top = _hardest_order(samples, score, seed)[:_DUAL_ANCHORS]
     anchor = float(np.sort(mean[top]).mean())
@@ -180,36 +199,21 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> 
     return keep
 
 
-def per_class(method: Method) -> Method:
-    """The same method inside every class, which keep shares in proportion to their sizes."""
+def per_class(method: Callable[..., NDArray[np.bool_]]) -> Callable[..., NDArray[np.bool_]]:
+    """The same method, with the same settings, inside every class, which keep shares in proportion to their sizes."""
 
-    def balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
+    @functools.wraps(method)
+    def balanced(samples: Samples, budget: int, seed: int, **settings: Any) -> NDArray[np.bool_]:
         _, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)
         quota = apportion(sizes.astype(np.float64), budget, np.zeros(len(sizes), np.int64), sizes)
         keep = np.zeros(len(samples.ids), bool)
         for index, count in enumerate(quota):
             rows = np.flatnonzero(of_class == index)
             if count:
-                keep[rows] = method(samples.take(rows), int(count), seed)
+                keep[rows] = method(samples.take(rows), int(count), seed, **settings)
         return keep
 
     return balanced
-
-
-METHODS: dict[str, Method] = {
-    "razor": gamma_razor,
-    "random": random,
-    "random_balanced": random_balanced,
-    "hardest": hardest_first,
-    "ccs": ccs,
-    "ccs_per_class": per_class(ccs),
-    "moderate": moderate,
-    "dual": dual,
-    "dual_per_class": per_class(dual),
-    "dyn_unc": dyn_unc,
-    "forgetting": forgetting,
-}
-"""Every method by the name that `razor-ray compare` knows it by."""
 
 
 def _highest(samples: Samples, score: str, budget: int, seed: int) -> NDArray[np.bool_]:

@@ -381,7 +381,7 @@ class CompareConfig(LearningConfig):
     settings must not be chosen by test images."""
     methods: tuple[str, ...] = ("razor", "random_balanced", "ccs", "dual", "hardest")
     """Of razor, random, random_balanced, hardest, ccs, ccs_per_class, moderate, dual, dual_per_class, dyn_unc and
-    forgetting."""
+    forgetting. Settings may stand behind a name: ccs:tail=0.1 or razor:gamma=0,quota=uniform."""
     keep_fractions: tuple[float, ...] = (0.1, 0.3, 0.5)
     """Budgets."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -423,6 +423,10 @@ class CompareConfig(LearningConfig):
 
 AnyConfig = PruneConfig | TrainConfig | CompareConfig
 Config = TypeVar("Config", PruneConfig, TrainConfig, CompareConfig)
+Part = TypeVar("Part", WeighConfig, SampleConfig)
+
+OF_QUOTAS_ALONE = ("quota", "class_floor")
+"""Settings of WeighConfig that no ISPL round looks at."""
 
 
 def to_dict(config: AnyConfig) -> dict[str, Any]:
@@ -445,6 +449,17 @@ def from_dict(kind: type[Config], values: dict[str, Any]) -> Config:
         If a setting is unknown (another version of razor_ray wrote it) or out of its range.
     """
     return _build(kind, values, "")
+
+
+def changed(part: Part, settings: dict[str, Any]) -> Part:
+    """A part of a configuration with some of its settings replaced.
+
+    Raises
+    ------
+    ValueError
+        If a setting is unknown, of another type or out of its range.
+    """
+    return _build(type(part), dataclasses.asdict(part) | settings, "")
 
 
 def load(kind: type[Config], text: str) -> Config:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from razor_ray import baselines
-from razor_ray.baselines import METHODS
+from razor_ray.methods import METHODS
 from razor_ray.selection import Samples
 
 
@@ -100,16 +100,6 @@ def test_random_balanced_by_hand():
     label = [0] * 100 + [1] * 10
     mask = baselines.random_balanced(plain(np.zeros(110), label=label), 8, 3)
     assert np.bincount(np.asarray(label)[mask]).tolist() == [4, 4]
-
-
-def test_names_are_those_of_the_methods():
-    of_one_name = {"random_balanced", "ccs", "moderate", "dual", "dyn_unc", "forgetting"}
-    assert all(METHODS[name] is getattr(baselines, name) for name in of_one_name)
-    assert METHODS["random"] is baselines.random and METHODS["hardest"] is baselines.hardest_first
-    given_samples = samples(400, 3)
-    for name in ("ccs", "dual"):
-        expected = baselines.per_class(METHODS[name])(given_samples, 100, 1)
-        np.testing.assert_array_equal(METHODS[f"{name}_per_class"](given_samples, 100, 1), expected)
 
 
 def test_dyn_unc_by_hand():

@@ -6,7 +6,6 @@ a pass over its images, when a minute has gone since the last.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -23,13 +22,12 @@ import torch
 from numpy.typing import NDArray
 
 import razor_ray
-from razor_ray import model, training, weights
-from razor_ray.baselines import METHODS
+from razor_ray import methods, model, training, weights
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import CONFIG
-from razor_ray.selection import Method, Samples, gamma_razor
+from razor_ray.selection import Method, Samples
 from razor_ray.stages import preflight, runtime
 from razor_ray.stages.checkpoint import Checkpoint
 
@@ -48,8 +46,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its file."""
-        return f"{self.method}-{self.keep_fraction:g}-{self.budget}-{self.seed}"
+        """Of its file: without ':', which not every filesystem takes."""
+        return f"{self.method.replace(':', '-')}-{self.keep_fraction:g}-{self.budget}-{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +249,6 @@ def num_steps_of(config: CompareConfig, cell: Cell, num_samples: int) -> int:
 
 def method_of(name: str, config: CompareConfig, data: Data) -> Method:
     """A method by its name; 'razor' with the settings of the comparison, and the rounds of its run."""
-    if name == "razor":
-        return functools.partial(
-            gamma_razor, weigh=config.weigh, sample=config.sample, threshold=data.threshold, earlier=data.earlier
-        )
-    return METHODS[name]
+    return methods.resolve(
+        name, weigh=config.weigh, sample=config.sample, threshold=data.threshold, earlier=data.earlier
+    )

@@ -17,8 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from razor_ray import charts, comparison, images, manifest, model, schema
-from razor_ray.baselines import METHODS
+from razor_ray import charts, comparison, images, manifest, methods, model, schema
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig, PruneConfig
 from razor_ray.hashing import VALIDATION, hash_ids
@@ -190,10 +189,10 @@ def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArra
     return samples, sample_id
 
 
-def check_names(config: CompareConfig) -> None:
-    """Raise ValueError if there is no method of a name; at once, not when Ray has started."""
-    if unknown := [name for name in config.methods if name not in METHODS]:
-        raise ValueError(f"there is no method {unknown[0]!r}. Methods: {', '.join(METHODS)}.")
+def check_names(config: CompareConfig, pruned: PruneConfig) -> None:
+    """Raise ValueError if there is no method of a name, or of its settings; at once, not when Ray has started."""
+    for name in config.methods:
+        methods.resolve(name, has_rounds=pruned.rounds > 1)
 
 
 def _check_methods(config: CompareConfig, samples: Samples) -> None:
@@ -202,7 +201,7 @@ def _check_methods(config: CompareConfig, samples: Samples) -> None:
     )
     for name in config.methods:
         # Before hours of training, not after: a score that is missing is told by the method itself.
-        METHODS[name](few, len(few.ids), 0)
+        methods.resolve(name, weigh=config.weigh, sample=config.sample)(few, len(few.ids), 0)
 
 
 def _gather(

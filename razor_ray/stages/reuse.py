@@ -13,6 +13,7 @@ import pyarrow.fs as pafs
 
 from razor_ray import model, schema, sources
 from razor_ray.config import (
+    OF_QUOTAS_ALONE,
     CompareConfig,
     InputConfig,
     ProxyConfig,
@@ -31,8 +32,6 @@ from razor_ray.stages.score import hardness_column
 Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig, WeighConfig, SampleConfig)
 
 _COPIES_AT_ONCE = 16
-_QUOTA_ALONE = ("quota", "class_floor")
-"""Settings of `weigh` that no round looked at."""
 
 
 def settings(config: PruneConfig) -> PruneConfig:
@@ -129,7 +128,7 @@ def _settle(config: PruneConfig, made: PruneConfig, store: RunStore) -> tuple[Pr
         keep_round_losses=settling.one("keep_round_losses", config.keep_round_losses, made.keep_round_losses, False),
     )
     if made.rounds > 1:  # in which the proxy learned by these
-        weigh = settling.all_of("weigh.", config.weigh, made.weigh, WeighConfig(), own=_QUOTA_ALONE)
+        weigh = settling.all_of("weigh.", config.weigh, made.weigh, WeighConfig(), own=OF_QUOTAS_ALONE)
         settled = dataclasses.replace(settled, weigh=weigh)
     return settled, settling
 

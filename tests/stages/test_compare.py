@@ -21,7 +21,7 @@ from razor_ray import model, training, weights
 from razor_ray.cli import main
 from razor_ray.config import CompareConfig, InputConfig, ModelConfig, PruneConfig, SampleConfig, WeighConfig, from_dict
 from razor_ray.run_store import RunStore
-from razor_ray.selection import Samples
+from razor_ray.selection import Samples, gamma_razor
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import cells, reuse
 from razor_ray.stages import compare as comparing
@@ -86,12 +86,12 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
     untimed = [name for name in table.column_names if "seconds" not in name]
     assert again.select(untimed).equals(table.select(untimed))
     # More may be asked for later; another training may not.
-    assert main([*arguments, "--budgets", "epochs", "steps", "--methods", "hardest", "--seeds", "0"]) == 0
+    assert main([*arguments, "--budgets", "epochs", "steps", "--methods", "ccs:tail=0.2", "--seeds", "0"]) == 0
     assert len(trained) == 1 + 4
     told = pq.read_table(tmp_path / "out" / "compare.parquet")
     assert told.num_rows == table.num_rows + 4  # what was asked for before stands beside it
-    assert set(told["method"].to_pylist()) == {"all", "razor", "random", "hardest"}
-    steps = json.loads((tmp_path / "out" / "cells" / "hardest-0.2-steps-0.json").read_text())
+    assert set(told["method"].to_pylist()) == {"all", "razor", "random", "ccs:tail=0.2"}
+    steps = json.loads((tmp_path / "out" / "cells" / "ccs-tail=0.2-0.2-steps-0.json").read_text())
     assert steps["num_steps"] == rows["all", 1.0, 0]["num_steps"]
     assert main([*arguments, "--epochs", "3"]) == 2
     assert "epochs: 3 here, 2 there" in capfd.readouterr().err
@@ -395,13 +395,13 @@ def test_a_row_that_was_not_written_to_its_end_is_trained_again(run, tmp_path):
 def test_ids_that_are_given_twice_are_told_apart(run):
     samples, sample_id = comparing.read_samples(RunStore(f"{run}/run"))
     doubled = replace(samples, ids=samples.ids // np.uint64(2))
-    keep = comparing.METHODS["razor"](doubled, 90, 0)
+    keep = gamma_razor(doubled, 90, 0)
     assert keep.sum() == 90
     order = np.random.default_rng(0).permutation(300)
-    np.testing.assert_array_equal(comparing.METHODS["razor"](doubled.take(order), 90, 0), keep[order])
+    np.testing.assert_array_equal(gamma_razor(doubled.take(order), 90, 0), keep[order])
     np.testing.assert_array_equal(samples.tie_break, sample_id)
     with pytest.raises(ValueError, match="tie_break"):
-        comparing.METHODS["razor"](replace(doubled, tie_break=None), 90, 0)
+        gamma_razor(replace(doubled, tie_break=None), 90, 0)
 
 
 def test_a_score_that_another_run_has_not_is_named(run, tmp_path):
