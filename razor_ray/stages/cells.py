@@ -160,29 +160,18 @@ def _steps_and_row(
 ) -> Iterator[Steps | dict[str, Any]]:
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
-    samples = data.samples
-    num_samples = len(samples.ids)
     started = time.perf_counter()
-    if cell.method == ALL:
-        rows = np.arange(num_samples)
-    else:
-        keep = method_of(cell.method, config, data)(samples, weights.budget(num_samples, cell.keep_fraction), cell.seed)
-        rows = np.flatnonzero(keep)
+    rows = _choose(cell, config, data)
     chosen = time.perf_counter()
     device = torch.device("cuda" if config.model.device == "cuda" else "cpu")
-    precision = config.precision
-    torch.manual_seed(cell.seed)
-    network = model.build(data.arch, data.num_classes)
-    if data.weights is not None:
-        model.load_weights(network, data.weights, str(config.model.weights))
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_steps = num_steps_of(config, cell, num_samples)
-    arithmetic = (precision, device.type, str(threads), torch.__version__, razor_ray.__version__)
+    network = _fresh_network(cell.seed, config, data).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    num_steps = num_steps_of(config, cell, len(data.samples.ids))
+    arithmetic = (config.precision, device.type, str(threads), torch.__version__, razor_ray.__version__)
     checkpoint = folder.checkpoint(cell, _digest(data, rows, network, arithmetic))
     steps = training.fit(
         network,
         _as_tensor(data.pixels),
-        _as_tensor(samples.label),
+        _as_tensor(data.samples.label),
         config,
         arch=data.arch,
         image_size=data.image_size,
@@ -205,7 +194,7 @@ def _steps_and_row(
             yield Steps(count, is_earlier=told < first)
     train_loss = float(mean_loss)  # waits for the last step
     trained = time.perf_counter()
-    predicted = training.predict(network, _as_tensor(data.eval_pixels), precision=precision, device=device)
+    predicted = training.predict(network, _as_tensor(data.eval_pixels), precision=config.precision, device=device)
     confusion = training.confusion_matrix(_as_tensor(data.eval_label), predicted, data.num_classes)
     yield {
         "method": cell.method,
@@ -219,6 +208,23 @@ def _steps_and_row(
         "selection_seconds": round(chosen - started, 3),
         **training.classification_metrics(confusion),
     }
+
+
+def _choose(cell: Cell, config: CompareConfig, data: Data) -> NDArray[np.intp]:
+    """Rows of the samples that a cell is trained on, (K,), ascending."""
+    num_samples = len(data.samples.ids)
+    if cell.method == ALL:
+        return np.arange(num_samples)
+    method = method_of(cell.method, config, data)
+    return np.flatnonzero(method(data.samples, weights.budget(num_samples, cell.keep_fraction), cell.seed))
+
+
+def _fresh_network(seed: int, config: CompareConfig, data: Data) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    network = model.build(data.arch, data.num_classes)
+    if data.weights is not None:
+        model.load_weights(network, data.weights, str(config.model.weights))
+    return network
 
 
 def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
