@@ -69,9 +69,10 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
     for info in infos:
         path = listing.relative(info, base)
         if path.count("/") != 1:
+            parent = f", such as {base}/{path.rsplit('/', 2)[0]}" if "/" in path else ""
             raise InputError(
-                f"{base} holds class folders, class/name.jpg, but also {path}. Name the folder whose sub-folders "
-                "are the classes, or move the image into one."
+                f"class folders are class/name.jpg, but {base} holds {path}. Name the folder whose sub-folders are the "
+                f"classes{parent}, or move the image into one of them."
             )
         class_name, _, name = path.partition("/")
         files.append(_File(class_name, name, info.size or 0))

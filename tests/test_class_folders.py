@@ -206,8 +206,11 @@ def test_an_image_that_is_kept_and_has_gone_is_not_left_out(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        (["a/1.png", "b/x/2.png"], r"also b/x/2\.png\. Name the folder whose sub-folders are the classes"),
-        (["a/1.png", "2.png"], r"also 2\.png"),
+        (
+            ["a/1.png", "b/x/2.png"],
+            r"holds b/x/2\.png\. Name the folder whose sub-folders are the classes, such as .*/b, or move",
+        ),
+        (["a/1.png", "2.png"], r"holds 2\.png\. Name the folder whose sub-folders are the classes, or move"),
         (["1.png", "2.png"], r"Its 2 images lie in no class folder: class/name\.jpg"),
         (["a/readme.txt"], "holds no .parquet file, no tar and no class folder"),
     ],
