@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,12 +18,15 @@ from numpy.typing import NDArray
 from razor_ray import headers, schema
 from razor_ray.config import InputConfig
 from razor_ray.labels import class_names_in_metadata, is_text
+from razor_ray.progress import sign_of_life
 from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
 
 _ROWS_READ_AT_ONCE = 500
 _LARGE_CHUNK_BYTES, _BYTES_READ_AT_ONCE = 2**25, 2**23
 """Of a column in a row group: more than a batch or two of photographs; and what a store gives in well above the time
 that a request takes."""
+
+_FOOTERS_AT_ONCE = 16
 
 T = TypeVar("T")
 
@@ -60,10 +64,16 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
 
 def check_column(source: Source, column: str, mend: str) -> None:
     """Raise InputError, ending in how to mend it, unless the shards have a column of this name."""
-    for shard, path in enumerate(source.paths):
-        names = pq.read_schema(source.path(shard), filesystem=source.filesystem).names
-        if column not in names:
-            raise InputError(f"shard {path} has no column {column!r} (it has: {', '.join(names)}). {mend}")
+
+    def names_in(shard: int) -> list[str]:
+        return pq.read_schema(source.path(shard), filesystem=source.filesystem).names
+
+    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+        for path, names in zip(source.paths, pool.map(names_in, range(len(source.paths))), strict=True):
+            sign_of_life()
+            if column not in names:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise InputError(f"shard {path} has no column {column!r} (it has: {', '.join(names)}). {mend}")
 
 
 def read(
@@ -355,7 +365,11 @@ def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> 
 
 def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[int, int], ...]:
     def first_images(file: pq.ParquetFile) -> list[bytes | None]:
-        batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, columns=[column]), None)
+        # Of the first row group that is not empty: without its name Arrow would read ahead into those that follow.
+        group = next((i for i in range(file.num_row_groups) if file.metadata.row_group(i).num_rows), None)
+        if group is None:
+            return []
+        batch = next(file.iter_batches(batch_size=headers.NUM_PROBED, row_groups=[group], columns=[column]), None)
         return [] if batch is None else image_bytes(pa.chunked_array([batch.column(0)]))
 
     # Where they are damaged, reading will tell of every sample.

@@ -346,20 +346,35 @@ def weighted_loss(
     return (each * weights).sum() / total.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> NDArray[np.int64]:
-    """Counts of (true, predicted) pairs, shape (C, C); rows labelled -1 are left out."""
+def class_counts(labels: Tensor, predicted: Tensor, num_classes: int) -> NDArray[np.int64]:
+    """Count, for each class, samples that are of it, that are taken for it, and both; counts of parts add up.
+
+    It is all that the metrics need of a confusion matrix, which for very many classes no memory holds.
+
+    Parameters
+    ----------
+    labels, predicted : Tensor of shape (B,)
+        In 0..C-1. Rows labelled -1 are left out.
+    num_classes : int
+
+    Returns
+    -------
+    ndarray of shape (3, C)
+        True, predicted, and correct.
+    """
     known = labels >= 0
-    pairs = labels[known].long() * num_classes + predicted[known].long()
-    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).cpu().numpy()
+    labels, predicted = labels[known].long(), predicted[known].long()
+    counted = (labels, predicted, labels[labels == predicted])
+    return torch.stack([torch.bincount(each, minlength=num_classes) for each in counted]).cpu().numpy()
 
 
-def classification_metrics(confusion: NDArray[np.int64]) -> dict[str, Any]:
+def classification_metrics(counts: NDArray[np.int64]) -> dict[str, Any]:
     """Accuracy, macro F1 and recall of each class.
 
     Parameters
     ----------
-    confusion : ndarray of shape (C, C)
-        Rows are true classes.
+    counts : ndarray of shape (3, C)
+        Of `class_counts`.
 
     Returns
     -------
@@ -369,11 +384,10 @@ def classification_metrics(confusion: NDArray[np.int64]) -> dict[str, Any]:
 
     Examples
     --------
-    >>> classification_metrics(np.array([[3, 1], [0, 4]]))["recall"]
+    >>> classification_metrics(np.array([[4, 4], [3, 5], [3, 4]]))["recall"]
     [0.75, 1.0]
     """
-    correct = np.diag(confusion).astype(np.float64)  # (C,)
-    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)  # (C,), (C,)
+    true, predicted, correct = counts  # (C,) each
     present = true > 0
     if not present.any():
         raise ValueError("there is no labelled image to evaluate on.")

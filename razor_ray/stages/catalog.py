@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import ray
 
 from razor_ray import headers, labels, schema, shards, sources
 from razor_ray.config import Auto, InputConfig
@@ -48,7 +49,7 @@ class Catalog:
     @property
     def num_samples(self) -> int:
         """Rows of all shards."""
-        return sum(self.table["num_samples"].to_pylist())
+        return int(self.table["num_samples"].to_numpy().sum())
 
 
 def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
@@ -69,23 +70,23 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
     num_shards = len(source.paths)
     per_task = 1 if source.format == "webdataset" else _SHARDS_PER_TASK  # a tar is walked from end to end
     groups = [tuple(range(start, min(start + per_task, num_shards))) for start in range(0, num_shards, per_task)]
-    facts: list[sources.ShardFacts | None] = [None] * num_shards
+    found = _Found()
     refused: dict[int, sources.InputError] = {}
     num_seen = 0
     with stage("catalog", num_shards, "shards") as progress:
-        for index, group in run_tasks(_inspect, ((source, g, config) for g in groups), name="catalog"):
+        shared = ray.put(source)  # a path for each shard: too large to go with every task
+        for index, group in run_tasks(_inspect, ((shared, g, config) for g in groups), name="catalog"):
             for shard, fact in zip(groups[index], group, strict=True):
                 if isinstance(fact, sources.InputError):
                     refused[shard] = fact
                 else:
-                    facts[shard] = fact
+                    found.add(shard, fact)
             progress.advance(len(group))
             num_seen += len(group)
             if len(refused) >= _MOST_REFUSED:
                 break  # what is wrong may be wrong of all
         if refused:
             raise _refusal(source, refused, num_seen)
-        found = [fact for fact in facts if fact is not None]
         catalog = _assemble(source, config, found, like)
         progress.note = f"{catalog.num_samples:,} samples of {len(catalog.class_names)} classes"
     return catalog
@@ -175,12 +176,33 @@ def _inspect(
     source: sources.Source, group: tuple[int, ...], config: InputConfig
 ) -> list[sources.ShardFacts | sources.InputError]:
     found: list[sources.ShardFacts | sources.InputError] = []
+    names: dict[Any, Any] = {}  # one list of class names goes back, not one for each shard
     for shard in group:
         try:
-            found.append(sources.inspect(source, shard, config))
+            fact = sources.inspect(source, shard, config)
+            found.append(replace(fact, class_names=names.setdefault(fact.class_names, fact.class_names)))
         except sources.InputError as error:
             found.append(error)
     return found
+
+
+class _Found:
+    """What shards say, without what would be as large as shards times classes."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[Any] = Counter()
+        """Samples of each label, of all shards."""
+        self._facts: dict[int, sources.ShardFacts] = {}
+        self._names: dict[Any, Any] = {}
+
+    def add(self, shard: int, fact: sources.ShardFacts) -> None:
+        self.counts.update(fact.label_counts)
+        names = self._names.setdefault(fact.class_names, fact.class_names)
+        self._facts[shard] = replace(fact, label_counts={}, class_names=names)
+
+    def facts(self) -> list[sources.ShardFacts]:
+        """In the order of the shards, without counts."""
+        return [self._facts[shard] for shard in sorted(self._facts)]
 
 
 def _refusal(source: sources.Source, refused: dict[int, sources.InputError], num_seen: int) -> sources.InputError:
@@ -198,9 +220,13 @@ def _refusal(source: sources.Source, refused: dict[int, sources.InputError], num
 
 
 def _assemble(
-    source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts], like: Catalog | None
+    source: sources.Source,
+    config: InputConfig,
+    found: _Found,
+    like: Catalog | None,
 ) -> Catalog:
-    kind, counts = _labels(source, config, facts)
+    facts = found.facts()
+    kind, counts = _labels(source, config, facts, found.counts)
     in_metadata = _names_in_metadata(source, facts)
     if like and kind == "integer" and in_metadata and in_metadata != like.class_names:
         raise sources.InputError(
@@ -232,12 +258,9 @@ def _assemble(
 
 
 def _labels(
-    source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts]
+    source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts], counts: Counter[Any]
 ) -> tuple[shards.LabelKind, Counter[Any]]:
     """Whether all shards' labels are integers or strings, and how many samples have each."""
-    counts: Counter[Any] = Counter()
-    for fact in facts:
-        counts.update(fact.label_counts)
     if not counts.total():
         raise sources.InputError(f"{config.path} holds no rows.")
     kinds = {fact.label_kind: path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind}

@@ -195,7 +195,7 @@ def _steps_and_row(
     train_loss = float(mean_loss)  # waits for the last step
     trained = time.perf_counter()
     predicted = training.predict(network, _as_tensor(data.eval_pixels), precision=config.precision, device=device)
-    confusion = training.confusion_matrix(_as_tensor(data.eval_label), predicted, data.num_classes)
+    counts = training.class_counts(_as_tensor(data.eval_label), predicted, data.num_classes)
     yield {
         "method": cell.method,
         "keep_fraction": cell.keep_fraction,
@@ -206,7 +206,7 @@ def _steps_and_row(
         "train_loss": train_loss,
         "seconds": round(checkpoint.spent + trained - chosen, 3),
         "selection_seconds": round(chosen - started, 3),
-        **training.classification_metrics(confusion),
+        **training.classification_metrics(counts),
     }
 
 

@@ -78,6 +78,8 @@ def compare(
     other_network = "" if is_alike else f"{proxy['arch']} at {proxy['image_size']} pixels"
     done = _done(store)
     missing = [cell for cell in cells(config) if cell not in done]
+    if missing:
+        _check_room(config, catalog, held_out)
     samples, sample_id = read_samples(run, config.hardness)
     # Before anything is trained, since it may be refused.
     stability = {uri: _stability(run, samples, sample_id, RunStore(uri)) for uri in config.other_runs}
@@ -204,9 +206,8 @@ def _check_methods(config: CompareConfig, samples: Samples) -> None:
         methods.resolve(name, weigh=config.weigh, sample=config.sample)(few, len(few.ids), 0)
 
 
-def _gather(
-    config: CompareConfig, samples: Samples, scored: NDArray[np.int64], catalog: Catalog, held_out: Catalog | None
-) -> Data:
+def _check_room(config: CompareConfig, catalog: Catalog, held_out: Catalog | None) -> None:
+    """Refuse more images than the object store of a node holds; before scores are read, which may be as many."""
     size = choose_size(config.model.image_size, catalog)
     stored = images.stored_size(size, augment=config.augment != "none")
     num_bytes = catalog.num_samples * stored**2 * 3 + (held_out.num_samples if held_out else 0) * size**2 * 3
@@ -217,6 +218,13 @@ def _gather(
             f"{room / 2**30:.1f} GiB to spare, and each node that trains holds all of them. Compare on a part of the "
             "data, at a smaller --image-size, or on larger nodes."
         )
+
+
+def _gather(
+    config: CompareConfig, samples: Samples, scored: NDArray[np.int64], catalog: Catalog, held_out: Catalog | None
+) -> Data:
+    size = choose_size(config.model.image_size, catalog)
+    stored = images.stored_size(size, augment=config.augment != "none")
     sample_id, pixels, _ = _decode(catalog, stored, "images")
     place = np.minimum(np.searchsorted(sample_id, scored), len(sample_id) - 1)
     if not np.array_equal(sample_id[place], scored):

@@ -168,7 +168,8 @@ def why_unusable(catalog: Catalog, sample_id: int, size: int) -> str:
 
 def dataset(groups: Iterable[list[sources.Piece]]) -> ray.data.Dataset:
     """A Ray dataset with a block per group of pieces; what reads them follows as `map_batches`."""
-    return ray.data.from_arrow([pa.Table.from_pylist([dataclasses.asdict(piece) for piece in of]) for of in groups])
+    # Not `from_arrow`, which has a task look at every block before anything else can begin.
+    return ray.data.from_blocks([pa.Table.from_pylist([dataclasses.asdict(piece) for piece in of]) for of in groups])
 
 
 def pieces_of(batch: dict[str, Any]) -> list[sources.Piece]:

@@ -87,7 +87,7 @@ def random_ids(sample_id: NDArray[np.int64], keys: list[str], *, by_key: bool) -
 
 
 def _num_partitions(store: RunStore, num_classes: int) -> int:
-    num_bytes = sum(info.size or 0 for info in store.filesystem.get_file_info(store.files("scores")))
+    num_bytes = sum(store.file_sizes("scores"))
     return min(num_classes, max(_MIN_PARTITIONS, -(-num_bytes // _PARTITION_BYTES)))
 
 

@@ -91,17 +91,18 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     reasons, examples = quarantine.count_reasons(catalog.source.format, store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
-    with stage("score", catalog.num_samples) as progress:
+    num_samples = catalog.num_samples
+    with stage("score", num_samples) as progress:
         progress.waiting_for = _asked(resources, len(missing))
-        progress.skip(catalog.num_samples - sum(piece.num_rows for piece in missing))
-        quarantine.check(reasons, catalog.num_samples, max_quarantine_fraction, examples)
+        progress.skip(num_samples - sum(piece.num_rows for piece in missing))
+        quarantine.check(reasons, num_samples, max_quarantine_fraction, examples)
         for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
             num_scored += row["num_scored"]
             reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
             examples = dict(zip(row["reasons"], row["examples"], strict=True)) | examples
-            quarantine.check(reasons, catalog.num_samples, max_quarantine_fraction, examples)
+            quarantine.check(reasons, num_samples, max_quarantine_fraction, examples)
             progress.advance(row["num_rows"], f"{reasons.total():,} quarantined" if reasons else "")
-    assert num_scored + reasons.total() == catalog.num_samples, "a sample was neither scored nor quarantined"
+    assert num_scored + reasons.total() == num_samples, "a sample was neither scored nor quarantined"
     store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
     facts = {
         "num_samples": num_scored,

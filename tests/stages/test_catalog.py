@@ -17,11 +17,24 @@ from razor_ray.stages import catalog as catalogs
 from tests.conftest import png, write_folders, write_shards, write_tar, write_tars
 
 
-def assemble(config: InputConfig) -> catalogs.Catalog:
+def assemble(config: InputConfig, like: catalogs.Catalog | None = None) -> catalogs.Catalog:
     """What `build` makes, without its tasks."""
     source = sources.find(config)
-    facts = [sources.inspect(source, shard, config) for shard in range(len(source.paths))]
-    return catalogs._assemble(source, config, facts, None)
+    found = catalogs._Found()
+    for shard in reversed(range(len(source.paths))):  # in whatever order they come
+        found.add(shard, sources.inspect(source, shard, config))
+    return catalogs._assemble(source, config, found, like)
+
+
+def test_what_shards_say_is_not_kept_for_each_class_of_each():
+    found = catalogs._Found()
+    for shard in range(3):
+        names = tuple(f"class {label}" for label in range(5))  # as they come from a task: equal, and others
+        counts = dict.fromkeys(range(shard, 5), shard)
+        found.add(shard, sources.ShardFacts(10, "fingerprint", "integer", counts, names, (), (10,)))
+    assert found.counts == {1: 1, 2: 3, 3: 3, 4: 3} | {0: 0}
+    first, *others = found.facts()
+    assert all(fact.class_names is first.class_names and not fact.label_counts for fact in (first, *others))
 
 
 def test_a_file_that_moved_is_another_input(tmp_path, digits):
@@ -119,9 +132,7 @@ def test_a_label_for_each_sample_is_none(tmp_path, digits):
     named = InputConfig(path=config.path, class_names=names)
     assert assemble(named).class_sizes == (1,) * 40
     of_names = assemble(named)
-    source = sources.find(config)
-    facts = [sources.inspect(source, 0, config)]
-    assert catalogs._assemble(source, config, facts, of_names).class_sizes == (1,) * 40
+    assert assemble(config, of_names).class_sizes == (1,) * 40
     metadata = each.replace_schema_metadata(hugging_face_metadata(names))
     assert assemble(InputConfig(path=str(write_shards(metadata, tmp_path / "subset", 1)))).class_sizes == (1,) * 40
     assert assemble(InputConfig(path=str(write_folders(each, tmp_path / "folders")))).class_sizes == (1,) * 40
@@ -137,9 +148,7 @@ def test_labels_of_held_out_images_that_no_class_has_are_known(tmp_path, digits)
     catalog = assemble(config)
     assert catalog.unknown_labels == {}
     held_out = InputConfig(path=str(tmp_path / "test"))
-    source = sources.find(held_out)
-    facts = [sources.inspect(source, shard, held_out) for shard in range(len(source.paths))]
-    found = catalogs._assemble(source, held_out, facts, catalog)
+    found = assemble(held_out, catalog)
     threes = digits["label"].to_pylist()[40:80].count(3)
     assert threes > 0
     write_shards(digits.slice(0, 20).set_column(1, "label", pa.array([0, 1, -1, 12] * 5)), tmp_path / "ints", 1)
