@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _MEAN_SHIFT_POINTS = 1000
 _KMEANS_ITERATIONS = 20
 _SAMPLES_PER_CLUSTER = 10
+_MOST_FITTED = 200_000
+"""Rows that k-means finds its centres on; ten thousand to a cluster at twenty clusters."""
+_ASSIGNED_AT_ONCE = 50_000
 
 
 def cluster(
@@ -36,7 +39,8 @@ def cluster(
     The paper says clusters; which kind is ours. 'kmeans' is Lloyd's algorithm on L2-normalised embeddings in float32;
     'mean_shift' works on the scalar hardness, its bandwidth Silverman's, its modes found on at most 1,000 quantiles;
     'none' is one cluster. Threads are held to one, so that sums do not depend on the number of CPUs; unlike in
-    `sampling.sample_class` the order of rows matters to k-means.
+    `sampling.sample_class` the order of rows matters to k-means. Of a class of more than 200,000 the centres are found
+    on so many, drawn at random, and all are then assigned to the nearest: that bounds memory and time.
 
     Parameters
     ----------
@@ -92,7 +96,12 @@ def _cluster(
 def _kmeans(embedding: NDArray[np.floating], num_clusters: int, seed: int, label: int) -> NDArray[np.integer]:
     """Clusters of rows (n, D) on the unit sphere, as numbers of shape (n,)."""
     num_clusters = min(num_clusters, max(1, len(embedding) // _SAMPLES_PER_CLUSTER))
-    rows = _unit_rows(embedding)  # (n, D)
+    start = int(hash_ids(np.array([label % 2**64], np.uint64), seed, KMEANS)[0] >> np.uint64(32))
+    is_large = len(embedding) > _MOST_FITTED
+    fitted = embedding
+    if is_large:
+        fitted = embedding[np.sort(np.random.default_rng(start).choice(len(embedding), _MOST_FITTED, replace=False))]
+    rows = _unit_rows(fitted)  # (m, D)
     num_clusters = _num_distinct(rows, enough=num_clusters)
     if num_clusters == 1:
         return np.zeros(len(embedding), np.int64)
@@ -100,7 +109,6 @@ def _kmeans(embedding: NDArray[np.floating], num_clusters: int, seed: int, label
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
-    start = int(hash_ids(np.array([label % 2**64], np.uint64), seed, KMEANS)[0] >> np.uint64(32))
     kmeans = KMeans(
         num_clusters,
         n_init=1,  # pyright: ignore[reportArgumentType]  (its stubs know 'auto' only)
@@ -112,7 +120,13 @@ def _kmeans(embedding: NDArray[np.floating], num_clusters: int, seed: int, label
     with _thread_pools().limit(limits=1), warnings.catch_warnings():
         # Rows an ulp apart may end in fewer clusters than asked for; `_cluster` closes the gaps.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return kmeans.fit_predict(rows)
+        if not is_large:
+            return kmeans.fit_predict(rows)
+        kmeans.fit(rows)
+        parts = range(0, len(embedding), _ASSIGNED_AT_ONCE)
+        return np.concatenate(
+            [kmeans.predict(_unit_rows(embedding[first : first + _ASSIGNED_AT_ONCE])) for first in parts]
+        )
 
 
 def _mean_shift(hardness: NDArray[np.float64]) -> NDArray[np.integer]:

@@ -34,6 +34,8 @@ CONFIG = "config.json"
 MANIFEST = "manifest.json"
 COST = ".cost.json"
 _STAGING = "_staging"
+_MADE_OF = "_made_of"
+"""In the folder of a stage that is under way: see `RunStore.resume`."""
 _WHOLE_OR_NOT_AT_ALL = ("local", "s3", "gcs", "abfs")
 """Types of filesystem where `aside` keeps its word. Elsewhere (hdfs://, and what fsspec opens) a write that was killed
 may leave a part of the file."""
@@ -209,6 +211,24 @@ class RunStore:
         self.filesystem.create_dir(work, recursive=True)
         return work
 
+    def resume(self, stage: str, made_of: str) -> tuple[str, frozenset[str]]:
+        """As `begin`, and the names of the files that an earlier attempt finished, if it was made of the same.
+
+        Parameters
+        ----------
+        stage : str
+        made_of : str
+            What decides the content of its files, besides their names and the run's configuration.
+        """
+        mark = f"{self._work(stage)}/{_MADE_OF}"
+        finished: frozenset[str] = frozenset()
+        if self._exists(mark):
+            with self.filesystem.open_input_stream(mark) as stream:
+                finished = frozenset(self.finished(stage)) if stream.read() == made_of.encode() else finished
+        folder = self.begin(stage, keep=finished)
+        write_file(self.filesystem, mark, made_of.encode())
+        return folder, finished
+
     def finished(self, stage: str) -> set[str]:
         """Names of the files of a stage that is under way: those that were written to their end."""
         selector = pafs.FileSelector(self._work(stage), allow_not_found=True)
@@ -267,6 +287,11 @@ class RunStore:
         """Delete the run's folder if nothing is in it, so that a run that could not begin leaves nothing behind."""
         if not self._list(self.root):
             self._delete_dir(self.root)
+
+    def stamp(self, stage: str) -> str:
+        """A text that is another whenever the stage has committed anew."""
+        info = self.filesystem.get_file_info(self.path(stage, COMMIT))
+        return f"{info.mtime_ns}-{info.size}"
 
     def files(self, stage: str) -> list[str]:
         """Paths of a committed stage's Parquet files, sorted by name."""

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from razor_ray import clusters
 from razor_ray.clusters import cluster
 
 
@@ -67,6 +69,33 @@ def test_kmeans_of_rows_an_ulp_apart():
     embedding[::2, 0] += np.float32(2**-23)
     found = cluster(np.arange(100.0), embedding, clustering="kmeans", num_clusters=10, seed=0, label=0)
     assert_array_equal(np.unique(found), np.arange(found.max() + 1))  # no gaps
+
+
+def test_kmeans_of_a_large_class_finds_its_centres_on_a_part(monkeypatch):
+    rng = np.random.default_rng(0)
+    of = rng.integers(0, 3, 5000)
+    embedding = (np.eye(3)[of] + 0.1 * rng.standard_normal((5000, 3))).astype(np.float32)
+    hardness = 0.3 * of + 0.1 * rng.random(5000)
+    whole = cluster(hardness, embedding, clustering="kmeans", num_clusters=3, seed=0, label=0)
+    assert_array_equal(whole, of)
+    fitted = []
+    fit = KMeans.fit
+
+    def spy(self, rows, *arguments, **options):
+        fitted.append(rows.copy())
+        return fit(self, rows, *arguments, **options)
+
+    monkeypatch.setattr(KMeans, "fit", spy)
+    monkeypatch.setattr(clusters, "_MOST_FITTED", 600)
+    monkeypatch.setattr(clusters, "_ASSIGNED_AT_ONCE", 999)
+    assert_array_equal(cluster(hardness, embedding, clustering="kmeans", num_clusters=3, seed=0, label=0), of)
+    assert fitted[0].shape == (600, 3)
+    assert len(np.unique(fitted[0], axis=0)) == 600
+    # Of all of the class, not of its beginning; and of another seed another part.
+    places = np.flatnonzero((clusters._unit_rows(embedding)[:, None, 0] == fitted[0][:, 0]).any(axis=1))
+    assert places.min() < 50 and places.max() > 4950
+    cluster(hardness, embedding, clustering="kmeans", num_clusters=3, seed=1, label=0)
+    assert not np.array_equal(fitted[0], fitted[1])
 
 
 def test_kmeans_starts_from_seed_and_label():
@@ -140,6 +169,7 @@ def test_kmeans_runs_on_one_thread(monkeypatch):
 def test_clusters_do_not_depend_on_the_number_of_threads():
     program = """
 import numpy as np
+from razor_ray import clusters
 from razor_ray.clusters import cluster
 embedding = np.random.default_rng(0).normal(size=(3000, 64)).astype(np.float32)
 found = cluster(np.arange(3000.0), embedding, clustering="kmeans", num_clusters=20, seed=0, label=0)

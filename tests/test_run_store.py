@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -543,3 +544,39 @@ def test_remote_files_are_sealed_and_discarded(remote):
     assert remote.is_done("proxy")
     remote.discard("proxy")
     assert not remote.is_done("proxy")
+
+
+def test_a_stage_goes_on_from_the_files_of_an_attempt_that_was_made_of_the_same(any_store):
+    store = any_store
+    for made_of, expected in (("a", set()), ("a", {"0.parquet"}), ("b", set())):
+        folder, found = store.resume("subset", made_of)
+        assert found == expected
+        assert set(store._list(folder)) == expected | {"_made_of"}
+        pq.write_table(pa.table({"x": [1]}), f"{folder}/0.parquet", filesystem=store.filesystem)
+        write_file(store.filesystem, f"{folder}/_1.parquet.of-a-dead-worker", b"PAR1")
+    store.commit("subset", {})
+    assert set(store._list(store.path("subset"))) == {"0.parquet", ".commit.json"}
+    # What has committed was made of nobody knows what.
+    assert store.resume("subset", "b")[1] == set()
+
+
+def test_a_stamp_tells_one_commit_from_the_next(tmp_path):
+    store = RunStore(str(tmp_path / "run"))
+    stamps = []
+    for _ in range(2):
+        store.begin("selection")
+        store.commit("selection", {"num": 1})
+        stamps += [store.stamp("selection"), RunStore(str(tmp_path / "run")).stamp("selection")]
+        time.sleep(0.01)
+    assert stamps[0] == stamps[1] != stamps[2] == stamps[3]
+
+
+def test_sizes_of_a_committed_stage(tmp_path):
+    store = RunStore(str(tmp_path / "run"))
+    folder = store.begin("scores")
+    for name, rows in (("b", 1), ("a", 1000)):
+        pq.write_table(pa.table({"x": np.random.default_rng(0).random(rows)}), f"{folder}/{name}.parquet")
+    store.commit("scores", {})
+    sizes = store.file_sizes("scores")
+    assert sizes == [Path(path).stat().st_size for path in store.files("scores")]
+    assert sizes[0] > sizes[1] > 0

@@ -139,11 +139,12 @@ def train_cells(
     device = torch.device("cuda" if gpus else "cpu")
     precision = training.choose_precision(config.precision, device, gpus_have_bf16=runtime.gpus_have_bf16())
     config = replace(config, precision=precision, model=replace(config.model, device=device.type))
-    options = {"num_cpus": threads} | ({"num_gpus": share} if gpus else {})
     at_most = None if config.num_workers == "auto" else workers  # a cluster may grow meanwhile
     shared = ray.put(data)
     calls = ((cell, config, shared, folder, threads) for cell in missing)
-    for index, found in runtime.run_tasks(_train_cell, calls, name="compare", at_most=at_most, **options):
+    for index, found in runtime.run_tasks(
+        _train_cell, calls, name="compare", at_most=at_most, num_cpus=threads, num_gpus=share
+    ):
         yield missing[index], found
 
 

@@ -26,8 +26,17 @@ _FILES_PER_TASK, _NARROW_FILES_PER_TASK = 16, 128
 """Files that a task splits, with embeddings (a megabyte each, say) and without. A task makes an object for each
 partition, and on the scores of ImageNet the objects, not the bytes, were most of the time."""
 
+_TEXT_BYTES = 32
 _ROWS_PER_PARTITION = 2**22
 """Of a few numbers each: some hundred megabytes while they are sorted."""
+
+OBJECT_BYTES = 2**19
+"""Of an object, on average, where there are many. Those below some 100 KB Ray keeps not in its store but in the memory
+of the driver, which then would hold all of the data."""
+_FEW_BYTES = 2**28
+"""So much may lie there, whatever the objects' size."""
+_MOST_BYTES_PER_TASK = 2**29
+"""That a task splits, and holds meanwhile."""
 
 
 def scatter(
@@ -37,6 +46,7 @@ def scatter(
     partition: NDArray[np.int64],
     *,
     by: Literal["label", "shard"],
+    num_bytes: int,
     where: pc.Expression | None = None,
 ) -> list[list[Any]]:
     """Split the rows of files by class, or by the shard that their samples come from.
@@ -51,6 +61,8 @@ def scatter(
     partition : ndarray of shape (K,)
         The partition of each class or shard, 0..P-1.
     by : {'label', 'shard'}
+    num_bytes : int
+        What the rows take of memory, about; see `row_bytes`.
     where : Expression, optional
         Of the files' columns: only rows for which it is true.
 
@@ -60,9 +72,8 @@ def scatter(
         Tables; all rows of a class or shard are in its partition's, in the order of the files.
     """
     num_partitions = int(partition.max()) + 1
-    # Never more files to a task than leaves one for every CPU.
     most = _FILES_PER_TASK if "embedding" in columns else _NARROW_FILES_PER_TASK
-    step = max(1, min(most, len(files) // runtime.num_cpus()))
+    step = files_per_task(len(files), num_bytes, num_partitions, most, runtime.num_cpus())
     groups = [list(files[start : start + step]) for start in range(0, len(files), step)]
     task = ray.remote(_split).options(num_returns=num_partitions, name="exchange")
     shared = ray.put(partition)
@@ -72,6 +83,40 @@ def scatter(
     if num_partitions == 1:
         return [split_files]
     return [[parts[index] for parts in split_files] for index in range(num_partitions)]
+
+
+def files_per_task(num_files: int, num_bytes: int, num_partitions: int, usual: int, num_cpus: int) -> int:
+    """Files that a task splits: as many as usual, but fewer if else a CPU had none, and more if objects were small.
+
+    Parameters
+    ----------
+    num_files, num_bytes : int
+        Of all tasks.
+    num_partitions : int
+        Objects that each task makes.
+    usual : int
+    num_cpus : int
+
+    Examples
+    --------
+    A few files go one by one; a thousand of a megabyte to 57 partitions by sixteen, and not by one, however many CPUs
+    there are:
+
+    >>> files_per_task(4, 4 * 2**20, 16, usual=16, num_cpus=8)
+    1
+    >>> files_per_task(1000, 1000 * 2**20, 4, usual=16, num_cpus=2), files_per_task(1000, 1000 * 2**20, 57, 16, 4096)
+    (16, 29)
+    """
+    tasks = min(num_files, max(num_cpus, -(-num_files // usual)))
+    if num_bytes > _FEW_BYTES:
+        enough_each = num_bytes // (OBJECT_BYTES * num_partitions)
+        tasks = min(tasks, max(enough_each, -(-num_bytes // _MOST_BYTES_PER_TASK), 1))
+    return max(1, num_files // tasks)
+
+
+def row_bytes(columns: Sequence[str]) -> int:
+    """Bytes of a row of these columns, about; not of embeddings."""
+    return sum(_TEXT_BYTES if name in ("key", "place") else 8 for name in columns)
 
 
 def num_partitions(num_things: int, num_rows: int, usual: int) -> int:

@@ -36,7 +36,9 @@ def write(catalog: Catalog, weights: Weights, round_store: RunStore) -> None:
     partitions = exchange.num_partitions(len(labels), int(num_samples.sum()), _USUAL_PARTITIONS)
     partition[labels] = exchange.even_partitions(num_samples, partitions)
     columns = ["sample_id", "label", "loss"]
-    split = exchange.scatter(round_store.files("scores"), filesystem, columns, partition, by="label")
+    num_bytes = int(num_samples.sum()) * exchange.row_bytes(columns)
+    files = round_store.files("scores")
+    split = exchange.scatter(files, filesystem, columns, partition, by="label", num_bytes=num_bytes)
     by_class = round_store.begin("ispl_by_class")
     files = [f"{by_class}/part-{index:05d}.parquet" for index in range(len(split))]
     calls = ((filesystem, file, weights, *tables) for file, tables in zip(files, split, strict=True))

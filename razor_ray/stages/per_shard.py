@@ -48,7 +48,8 @@ def write(
     partition = exchange.even_partitions(sizes, partitions)
     store.discard(folder)
     store.filesystem.create_dir(store.path(folder), recursive=True)
-    split = exchange.scatter(files, store.filesystem, columns, partition, by="shard")
+    num_bytes = catalog.num_samples * exchange.row_bytes(columns)
+    split = exchange.scatter(files, store.filesystem, columns, partition, by="shard", num_bytes=num_bytes)
     calls = ((combine, store.filesystem, store.path(folder), *tables) for tables in split)
     for _ in runtime.run_tasks(_write_shards, calls, name="sort by shard"):
         pass

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -305,12 +305,13 @@ def run_tasks(
     *,
     name: str,
     at_most: int | None = None,
+    memory: Sequence[int] = (),
     **options: float,
 ) -> Iterator[tuple[int, Any]]:
     """Call a function on the cluster for each tuple of arguments; object refs among them are resolved.
 
     A bounded number of tasks is submitted at once, so that a million calls are no million objects; no more than
-    `at_most`, if that is given. `options` are Ray's: num_cpus, num_gpus, memory.
+    `at_most`, if that is given. `memory` is what each call declares, in bytes; `options` are Ray's: num_cpus, num_gpus.
 
     The function may be a generator, whose items come as it makes them. It must make the same ones when it is called
     again: if its worker is lost it is, and what has come already does not come twice.
@@ -329,7 +330,12 @@ def run_tasks(
         # Ray would call it again itself, but then loses an error that comes earlier than before, and shows nothing of a
         # second call until it is where the first one was.
         options["max_retries"] = 0
-    task = ray.remote(function).options(name=name, **options)
+    task = ray.remote(function)
+
+    def submit(call: _Call) -> Any:
+        of_call = {"memory": memory[call.index]} if memory else {}
+        return task.options(name=name, **options, **of_call).remote(*call.arguments)
+
     pending: dict[Any, _Call] = {}
     calls = enumerate(arguments)
     try:
@@ -337,7 +343,7 @@ def run_tasks(
             # Asked anew each time: an autoscaling cluster grows while it works.
             limit = at_most or 2 * num_cpus() + 2
             while len(pending) < limit and (call := next(calls, None)) is not None:
-                pending[task.remote(*call[1])] = _Call(*call)
+                pending[submit(_Call(*call))] = _Call(*call)
             _in_flight[name] = len(pending)
             if not pending:
                 return
@@ -358,7 +364,7 @@ def run_tasks(
                     if call.num_lost == _MOST_LOST_WORKERS:
                         raise
                     call.num_lost, call.num_items = call.num_lost + 1, 0
-                    pending[task.remote(*call.arguments)] = call
+                    pending[submit(call)] = call
                     continue
                 pending[result] = call
                 call.num_items += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from typing import Any
 
@@ -23,8 +24,8 @@ _COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
 _PARTITION_BYTES = 256 * 2**20
 _MIN_PARTITIONS = 16
 """Partitions are a function of the scores, not of the cluster: small enough for memory, enough for a few CPUs."""
-_TASK_BYTES = 4 * _PARTITION_BYTES
-"""Memory of a task: a partition's embeddings are stored in half precision, and beside that are twice as large."""
+_TIMES_IN_MEMORY = 4
+"""Of a partition, in its task: embeddings are stored in half precision, and beside that are twice as large."""
 
 
 def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
@@ -37,17 +38,22 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     """
     labels, num_samples = weights.table["label"].to_numpy(), weights.table["num_samples"].to_numpy()  # (C,), (C,)
     partition_of_label = np.zeros(int(labels.max()) + 1, np.int64)
-    partition_of_label[labels] = exchange.even_partitions(num_samples, _num_partitions(store, len(labels)))
+    num_bytes = sum(store.file_sizes("scores"))
+    partition = exchange.even_partitions(num_samples, _num_partitions(num_bytes, len(labels)))  # (C,)
+    partition_of_label[labels] = partition
     hardness = store.commit_facts("scores")["hardness"]
     columns = list(dict.fromkeys([*_COLUMNS, hardness]))
-    split = exchange.scatter(store.files("scores"), store.filesystem, columns, partition_of_label, by="label")
+    split = exchange.scatter(
+        store.files("scores"), store.filesystem, columns, partition_of_label, by="label", num_bytes=num_bytes
+    )
     folder = store.begin("selection")
     calls = (
         (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, hardness, *tables)
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
-    memory = runtime.declared_memory(_TASK_BYTES, {"CPU": 1})
+    share = np.bincount(partition, weights=num_samples) / num_samples.sum()  # (P,)
+    memory = [_declared_memory(int(part * num_bytes)) for part in share.tolist()]
     with stage("sample", int(num_samples.sum())) as progress:
         for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes", memory=memory):
             by_class |= found
@@ -86,9 +92,18 @@ def random_ids(sample_id: NDArray[np.int64], keys: list[str], *, by_key: bool) -
     return np.frombuffer(digests, "<u8")
 
 
-def _num_partitions(store: RunStore, num_classes: int) -> int:
-    num_bytes = sum(store.file_sizes("scores"))
-    return min(num_classes, max(_MIN_PARTITIONS, -(-num_bytes // _PARTITION_BYTES)))
+def _num_partitions(num_bytes: int, num_classes: int) -> int:
+    # As many as leave the exchange objects of a fair size: with as many tasks as partitions it makes their square.
+    each = max(_PARTITION_BYTES, math.isqrt(num_bytes * exchange.OBJECT_BYTES))
+    return min(num_classes, max(_MIN_PARTITIONS, -(-num_bytes // each)))
+
+
+def _declared_memory(partition_bytes: int) -> int:
+    """Of a task. A class is not divided: that of a very large one may need a node for itself."""
+    usual = runtime.declared_memory(_TIMES_IN_MEMORY * _PARTITION_BYTES, {"CPU": 1})
+    if partition_bytes <= _PARTITION_BYTES:
+        return usual
+    return max(usual, runtime.declared_memory(_TIMES_IN_MEMORY * partition_bytes, {"CPU": 1}, at_most=1))
 
 
 @freed_memory_kept()

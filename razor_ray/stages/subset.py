@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import ray
 
 from razor_ray import labels, schema, sources, webdataset_shards, webdataset_writer
 from razor_ray.progress import size_in_words, stage
@@ -26,6 +27,8 @@ _ROWS_PER_GROUP = 100
 
 _COMPRESSED = ("sample_id", "key", "label", "weight")
 _USUAL_PARTITIONS = 64
+_BYTES_PER_PARTITION = 2**35
+"""Of the input. A task reads most of it, since of a row group of some hundred images one is kept as a rule."""
 
 IDS = "subset_ids.txt"
 
@@ -42,22 +45,30 @@ def write_subset(catalog: Catalog, store: RunStore) -> None:
     """
     facts = store.commit_facts("selection")
     num_shards = len(catalog.source.paths)
-    partitions = exchange.num_partitions(num_shards, facts["num_kept"], _USUAL_PARTITIONS)
+    usual = max(_USUAL_PARTITIONS, sum(catalog.source.sizes) // _BYTES_PER_PARTITION)
+    partitions = exchange.num_partitions(num_shards, facts["num_kept"], usual)
+    columns = ["sample_id", "key", "label", "ispl_weight"]
     split = exchange.scatter(
         store.files("selection"),
         store.filesystem,
-        ["sample_id", "key", "label", "ispl_weight"],
+        columns,
         exchange.even_partitions(np.array(catalog.table["num_samples"].to_pylist(), np.int64), partitions),
         by="shard",
+        num_bytes=facts["num_kept"] * exchange.row_bytes(columns),
         where=pc.field("keep"),
     )
-    folder = store.begin("subset")
-    calls = ((catalog, store.filesystem, folder, facts["mean_kept_weight"], *tables) for tables in split)
+    folder, written = store.resume("subset", store.stamp("selection"))
+    done, shared = ray.put(written), ray.put(catalog)
+    calls = ((shared, store.filesystem, folder, facts["mean_kept_weight"], done, *tables) for tables in split)
     with stage("subset", facts["num_kept"]) as progress:
         num_bytes = 0
         for _, found in runtime.run_tasks(_write_shards, calls, name="write subset"):
             num_bytes += found["num_bytes"]
-            progress.advance(found["num_rows"], size_in_words(num_bytes))
+            if found["is_earlier"]:
+                progress.skip(found["num_rows"])
+            else:
+                progress.advance(found["num_rows"], size_in_words(num_bytes))
+        progress.note = size_in_words(num_bytes)
     assert progress.done == facts["num_kept"], "the subset holds other samples than the selection keeps"
     store.commit("subset", {"num_samples": progress.done, "num_bytes": num_bytes})
 
@@ -105,16 +116,23 @@ def _kept_keys(store: RunStore) -> Iterator[list[str]]:
 
 
 def _write_shards(
-    catalog: Catalog, filesystem: pafs.FileSystem, folder: str, mean_weight: float, *tables: pa.Table
-) -> dict[str, Any]:
+    catalog: Catalog,
+    filesystem: pafs.FileSystem,
+    folder: str,
+    mean_weight: float,
+    written: frozenset[str],
+    *tables: pa.Table,
+) -> Iterator[dict[str, Any]]:
+    """Write some shards' files, and tell of each: a task of many, far away, must not seem to stand still."""
     kept = pa.concat_tables(tables).sort_by("sample_id")
-    shards = schema.shard_ids(kept["sample_id"].to_numpy())  # (K,)
-    num_bytes = 0
-    for shard in np.unique(shards).tolist():
-        path = f"{folder}/{schema.shard_name(shard)}"
-        _write_shard(catalog, filesystem, path, shard, kept.filter(pa.array(shards == shard)), mean_weight)
-        num_bytes += filesystem.get_file_info(path).size or 0
-    return {"num_rows": kept.num_rows, "num_bytes": num_bytes}
+    shards = schema.shard_ids(kept["sample_id"].to_numpy())  # (K,), ascending
+    present, starts, counts = np.unique(shards, return_index=True, return_counts=True)
+    for shard, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        name = schema.shard_name(shard)
+        if name not in written:
+            _write_shard(catalog, filesystem, f"{folder}/{name}", shard, kept.slice(start, count), mean_weight)
+        num_bytes = filesystem.get_file_info(f"{folder}/{name}").size or 0
+        yield {"num_rows": count, "num_bytes": num_bytes, "is_earlier": name in written}
 
 
 def _write_shard(
@@ -124,14 +142,17 @@ def _write_shard(
     full_schema = schema.SUBSET.with_metadata(metadata)
     rows = schema.rows(kept["sample_id"].to_numpy())  # (K,)
     # Images are compressed already: zstd, dictionaries and statistics of their bytes would cost time and save nothing.
-    with pq.ParquetWriter(
-        path,
-        full_schema,
-        filesystem=filesystem,
-        compression=dict.fromkeys(_COMPRESSED, "zstd"),  # pyright: ignore[reportArgumentType]
-        use_dictionary=["label"],  # pyright: ignore[reportArgumentType]
-        write_statistics=["sample_id", "label"],  # pyright: ignore[reportArgumentType]
-    ) as writer:
+    with (
+        aside(filesystem, path) as target,
+        pq.ParquetWriter(
+            target,
+            full_schema,
+            filesystem=filesystem,
+            compression=dict.fromkeys(_COMPRESSED, "zstd"),  # pyright: ignore[reportArgumentType]
+            use_dictionary=["label"],  # pyright: ignore[reportArgumentType]
+            write_statistics=["sample_id", "label"],  # pyright: ignore[reportArgumentType]
+        ) as writer,
+    ):
         start = 0
         for group in sources.read_images(catalog.source, shard, rows, catalog.input):
             chosen = kept.slice(start, group.num_rows)

@@ -80,13 +80,15 @@ def weigh(
     with stage("weigh", len(class_names), "classes") as progress:
         num_classes = len(class_names)
         usual = min(-(-num_classes // _CLASSES_PER_PARTITION), _USUAL_PARTITIONS)
-        partitions = exchange.num_partitions(num_classes, store.commit_facts("scores")["num_samples"], usual)
+        num_samples = store.commit_facts("scores")["num_samples"]
+        partitions = exchange.num_partitions(num_classes, num_samples, usual)
         files = store.files("scores")
         margin = schema.average_margin(pq.read_schema(files[0], filesystem=store.filesystem).names)
         # Dealt out in an order of no meaning: what is large may recur at even steps.
         partition_of_label = np.random.default_rng(0).permutation(num_classes) % partitions
         columns = ["label", "loss", "correct", margin]
-        split = exchange.scatter(files, store.filesystem, columns, partition_of_label, by="label")
+        num_bytes = num_samples * exchange.row_bytes(columns)
+        split = exchange.scatter(files, store.filesystem, columns, partition_of_label, by="label", num_bytes=num_bytes)
         gather = ray.remote(_gather).options(name="gather losses")
         held = [gather.remote(*tables) for tables in split]
         ispl = IsplSettings.of(config, threshold or _exact_quantile(held, config.quantile))

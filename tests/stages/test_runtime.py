@@ -330,6 +330,17 @@ def test_tasks_are_told_apart_by_their_index():
     assert dict(runtime.run_tasks(double, calls, name="double")) == {0: 18, 1: -8, 2: 50, 3: 0}
 
 
+def declared():
+    """A task that gives back the memory that it declared."""
+    return ray.get_runtime_context().get_assigned_resources().get("memory", 0)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_each_call_declares_its_own_memory():
+    told = dict(runtime.run_tasks(declared, [(), (), ()], name="declared", memory=[2**20, 0, 2**22]))
+    assert told == {0: 2**20, 1: 0, 2: 2**22}
+
+
 def count_up(first, last, error=None):
     """A task that gives back one number after another."""
     for offset in range(last - first):

@@ -15,7 +15,7 @@ from razor_ray.config import InputConfig, PruneConfig, SampleConfig, ScoreConfig
 from razor_ray.run_store import RunStore
 from razor_ray.selection import Samples, gamma_razor
 from razor_ray.stages import runtime, weigh
-from razor_ray.stages.sample import random_ids, sample
+from razor_ray.stages.sample import _declared_memory, random_ids, sample
 from razor_ray.stages.score import hardness_column
 from tests.stages.test_weigh import NAMES, commit_scores, make_scores
 
@@ -71,12 +71,21 @@ def test_tasks_declare_their_memory(tmp_path, monkeypatch, per_cpu, declared):
 
     def asking(function, arguments, *, name, **options):
         asked[name] = options
-        return run_tasks(function, arguments, name=name, **(options | {"memory": 2**20}))
+        return run_tasks(function, arguments, name=name)
 
     monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 4.0, "memory": 4.0 * per_cpu}], True))
     monkeypatch.setattr(runtime, "run_tasks", asking)
     select(tmp_path / "run", make_scores(200))
-    assert asked["sample classes"] == {"memory": declared}
+    assert set(asked["sample classes"]["memory"]) == {declared}
+
+
+def test_the_task_of_a_very_large_class_declares_more_than_the_others(monkeypatch):
+    gib = 2**30
+    monkeypatch.setattr(runtime, "node_shapes", lambda: ([{"CPU": 16.0, "memory": 64.0 * gib}], True))
+    assert _declared_memory(2**20) == _declared_memory(2**28) == gib
+    assert _declared_memory(2**31) == 8 * gib
+    # Never more than a node has: too little memory is no reason to wait for ever.
+    assert _declared_memory(2**40) == int(0.8 * 64 * gib)
 
 
 @contextmanager
