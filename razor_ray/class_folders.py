@@ -6,10 +6,11 @@ of names and sizes: no list of a million files is carried about.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,6 +35,7 @@ _PAUSES = (0.5, 2.0)
 _NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 _FROM = " files from "
+_MOST_NAMED = 5
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ class _File:
         return f"{self.class_name}/{self.name}"
 
 
-def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> Source:
+def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], others: Sequence[str] = ()) -> Source:
     """Cut the images of a folder's class folders into runs.
 
     Parameters
@@ -59,6 +61,8 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
         The folder that holds the class folders.
     infos : list of FileInfo
         The images in it.
+    others : sequence of str
+        Paths in the folder of other files, to tell of.
 
     Raises
     ------
@@ -82,7 +86,25 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo]) -> 
     runs = [files[start : start + _FILES_PER_SHARD] for start in range(0, len(files), _FILES_PER_SHARD)]
     paths = tuple(f"{len(run)}{_FROM}{run[0].path}" for run in runs)
     sizes = tuple(sum(file.size for file in run) for run in runs)
-    return Source(filesystem, base, paths, sizes, "folders", tuple(_fingerprint(run) for run in runs))
+    fingerprints = tuple(_fingerprint(run) for run in runs)
+    classes = tuple(sorted({file.class_name for file in files}))
+    left_alone = _in_words([path for path in others if "/" in path], classes)
+    return Source(filesystem, base, paths, sizes, "folders", fingerprints, classes, left_alone)
+
+
+def _in_words(others: Sequence[str], classes: Sequence[str]) -> str:
+    """What lies in class folders and is no image by its name.
+
+    >>> _in_words(["cat/notes.txt", "cat/1.heic", "bird/2.HEIC"], ["cat", "dog"])
+    '3 files that are no images by their names (.heic 2, .txt 1); bird holds nothing else'
+    """
+    if not others:
+        return ""
+    suffixes = Counter(f".{path.rpartition('.')[2].lower()}" if "." in path else "no suffix" for path in others)
+    counted = ", ".join(f"{suffix} {count:,}" for suffix, count in suffixes.most_common(_MOST_NAMED))
+    empty = sorted({path.partition("/")[0] for path in others} - set(classes))
+    and_empty = f"; {', '.join(empty[:_MOST_NAMED])} hold{'s' * (len(empty) == 1)} nothing else" if empty else ""
+    return f"{len(others):,} files that are no images by their names ({counted}){and_empty}"
 
 
 def first_file(source: Source, shard: int) -> str:
@@ -192,12 +214,8 @@ def _list_run(source: Source, shard: int) -> list[_File]:
 def _list_from(source: Source, first: str, count: int) -> list[_File]:
     """As many files as there are of `count`, in order, from the first on."""
     first_class, _, first_name = first.partition("/")
-    infos = source.filesystem.get_file_info(pafs.FileSelector(source.base))
-    names = sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
     files: list[_File] = []
-    for class_name in names:
-        if class_name < first_class or class_name.startswith("."):
-            continue
+    for class_name in source.class_folders[bisect.bisect_left(source.class_folders, first_class) :]:
         found = sorted(_list_class(source, class_name))
         files += [file for file in found if class_name > first_class or file.name >= first_name]
         if len(files) >= count:

@@ -32,7 +32,7 @@ SMALL_IMAGE = 64
 NUM_PROBED = 8
 """Images of a shard that are looked at to tell how large its images are."""
 
-SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
+SUFFIXES = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "jp2", "avif")
 """Of files that are taken for images where only a name tells, in lower case."""
 
 # Formats that hold pixels. Pillow knows more, and hands some of those (EPS, which is a program) to other programs.
@@ -93,7 +93,8 @@ def open_image(encoded: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageError("too many pixels") from error
     except UnidentifiedImageError as error:
-        raise ImageError("not an image") from error
+        is_tiff = encoded.startswith((b"II*\0", b"MM\0*"))
+        raise ImageError("a kind of TIFF that is not read" if is_tiff else "not an image") from error
     except Exception as error:  # Pillow's plugins raise anything on hostile headers: struct.error, SyntaxError, ...
         raise ImageError("broken image header") from error
     if image.width * image.height > MAX_PIXELS:

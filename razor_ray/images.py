@@ -158,6 +158,11 @@ def _decode_with_torchvision(encoded: bytes) -> NDArray[np.uint8]:
 def _decode_with_pillow(image: Image.Image) -> NDArray[np.uint8]:
     try:
         image.load()
+    except Exception as error:  # as in open_image
+        raise ImageError("broken or truncated image") from error
+    if image.mode == "F":  # from 0 to 1, to 255 or to anything: nobody says
+        raise ImageError("pixels are floating-point numbers")
+    try:
         if image.mode.startswith("I"):
             # Pillow clips 16-bit grey to 255 on conversion, which would make nearly all of it white.
             grey = np.asarray(image).astype(np.int64) >> 8

@@ -63,14 +63,23 @@ def is_integer(text: str) -> bool:
     return _INTEGER.fullmatch(text) is not None
 
 
-def kind_of_texts(counts: Counter[str | None]) -> tuple[LabelKind, Counter[Any]]:
+def kind_of_texts(
+    counts: Counter[str | None], class_names: Sequence[str] | None = None
+) -> tuple[LabelKind, Counter[Any]]:
     """Whether labels that came as text are integers, as most of an input's are or are not, and how many of each.
+
+    They are names, whatever they look like, if all of them are among the names that were given.
 
     >>> kind_of_texts(Counter({"4": 2, "004": 1, "n/a": 1}))
     ('integer', Counter({4: 3, None: 1}))
     >>> kind_of_texts(Counter({"4": 1, "cat": 1}))
     ('string', Counter({'4': 1, 'cat': 1}))
+    >>> kind_of_texts(Counter({"00144764": 2}), ["00144764", "00144765"])
+    ('string', Counter({'00144764': 2}))
     """
+    texts = {text for text in counts if text is not None}
+    if class_names and texts and texts <= set(class_names):
+        return "string", counts
     num_integers = sum(count for text, count in counts.items() if text is not None and is_integer(text))
     if 2 * num_integers <= counts.total() - counts[None]:
         return "string", counts
@@ -94,7 +103,7 @@ def in_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column's values are strings."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _integers(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import re
+from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
+from razor_ray.progress import sign_of_life
 from razor_ray.shards import InputError
 
 WILDCARDS = "*?["
@@ -16,25 +18,51 @@ WILDCARDS = "*?["
 def in_folder(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
     """Files in a folder and its subfolders, but for those with a name that begins with '.' on their way.
 
+    Links are followed, but for those that lead back to a folder above them; one that leads nowhere has no size.
+
     Raises
     ------
     InputError
         If a name is not UTF-8, which nothing that follows could write down.
     """
-    try:
-        infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
-        return _visible(infos, folder)
-    except UnicodeDecodeError as error:
-        name = error.object.decode(errors="backslashreplace")
-        raise InputError(f"{name} is not a name in UTF-8. Rename it.") from error
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return list(_walk(folder))
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
+    return _visible(infos, folder)
+
+
+def _walk(folder: str) -> Iterator[pafs.FileInfo]:
+    """Files below a local folder. Arrow follows links in circles until their path is too long: with two, for ever."""
+    sign_of_life()
+    here = os.path.realpath(folder)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError as error:
+                name = os.fsencode(entry.path).decode(errors="backslashreplace")
+                raise InputError(f"{name} is not a name in UTF-8. Rename it.") from error
+            if entry.is_dir():
+                if not (entry.is_symlink() and _is_above(os.path.realpath(entry.path), here)):
+                    yield from _walk(entry.path)
+            elif entry.is_file():
+                yield pafs.FileInfo(entry.path, pafs.FileType.File, size=entry.stat().st_size)
+            elif entry.is_symlink():
+                yield pafs.FileInfo(entry.path, pafs.FileType.File)
+
+
+def _is_above(folder: str, path: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
 
 
 def matching(filesystem: pafs.FileSystem, pattern: str) -> tuple[str, list[pafs.FileInfo]]:
     """Files that match a glob, and the folder before its first wildcard."""
     first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
     base = pattern[:first].rpartition("/")[0]
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        infos = [filesystem.get_file_info(path) for path in glob.glob(pattern, recursive=True)]
+    if isinstance(filesystem, pafs.LocalFileSystem) and "**" not in pattern:
+        infos = [_of_link(path) or filesystem.get_file_info(path) for path in glob.glob(pattern)]
         return base, _visible(infos, base)
     expression = _glob_expression(pattern)
     return base, [info for info in in_folder(filesystem, base) if expression.fullmatch(info.path)]
@@ -51,6 +79,21 @@ def shard_files(filesystem: pafs.FileSystem, infos: list[pafs.FileInfo], folder:
         if not any(part.startswith("_") for part in relative(info, folder).split("/")):
             found.setdefault(os.path.realpath(info.path) if is_local else info.path, info)
     return list(found.values())
+
+
+def check_links(filesystem: pafs.FileSystem, files: list[pafs.FileInfo]) -> None:
+    """Raise InputError if some files are links that lead nowhere: what they stand for would be left out in silence."""
+    missing = [info.path for info in files if info.size is None]
+    if missing and isinstance(filesystem, pafs.LocalFileSystem):
+        raise InputError(
+            f"{len(missing):,} files of the input are links that lead nowhere ({missing[0]}, ...). Fetch what they "
+            "stand for, or move them out of the input."
+        )
+
+
+def _of_link(path: str) -> pafs.FileInfo | None:
+    """What `in_folder` gives of a link that leads nowhere; None of all else."""
+    return pafs.FileInfo(path, pafs.FileType.File) if os.path.islink(path) and not os.path.exists(path) else None
 
 
 def relative(info: pafs.FileInfo, folder: str) -> str:

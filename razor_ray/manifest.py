@@ -74,6 +74,11 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             }
             for row in weights.to_pylist()
         ],
+        "classes_lost": [
+            {"label": label, "name": facts["catalog"]["class_names"][label], "num_samples": size}
+            for label, size in enumerate(facts["catalog"]["class_sizes"])
+            if size and str(label) not in kept_by_class
+        ],
         "scoring_cost": {
             "epochs": scoring_epochs(facts["proxy"]),
             "full_epochs": config.full_epochs,

@@ -255,7 +255,8 @@ def _batches(
     for batch in file.iter_batches(
         _ROWS_READ_AT_ONCE, row_groups=[row_group], columns=list(columns), use_threads=False
     ):
-        yield start, batch
+        kinds = [field.with_type(_without_views(field.type)) for field in batch.schema]
+        yield start, batch.cast(pa.schema(kinds)) if kinds != list(batch.schema) else batch
         start += batch.num_rows
         if start >= end:
             break
@@ -306,7 +307,7 @@ def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKin
             # Of whatever else one must not ask for Python's values: Ray's type for objects unpickles them.
             raise InputError(f"shard {path}: the paths in column {config.image_column!r} are {kind}, not strings.")
         image = image.field("bytes").type
-    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
+    if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_binary_view(image)):
         raise InputError(
             f"shard {path}: column {config.image_column!r} is {image}, not bytes or a struct {{bytes, path}}. "
             "Name the column of encoded images with --input.image-column."
@@ -339,7 +340,24 @@ def _count(labels: pa.ChunkedArray | None) -> dict[Any, int]:
         return {}
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
-    return {entry["values"]: entry["counts"] for entry in pc.call_function("value_counts", [labels]).to_pylist()}
+    assert labels is not None  # of which `cast` assures no checker
+    counted = pc.call_function("value_counts", [labels.cast(_without_views(labels.type))])
+    return {entry["values"]: entry["counts"] for entry in counted.to_pylist()}
+
+
+def _without_views(kind: pa.DataType) -> pa.DataType:
+    """The same type, but as Arrow's functions know it: of views many do not (Arrow 26).
+
+    >>> _without_views(pa.struct({"bytes": pa.binary_view(), "n": pa.int64()}))
+    StructType(struct<bytes: binary, n: int64>)
+    """
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_views(field.type)) for field in kind])
+    return kind
 
 
 def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> str:

@@ -60,12 +60,13 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         raise ValueError(f"{error}{reuse.offer(config, store)}") from error
     with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
-        preflight.check_places(store, sources.find(config.input))
+        source = sources.find(config.input)
+        preflight.check_places(store, source)
         if not store.is_done("scores"):
             _tell_of_gpus(config.proxy)
         is_begun = store.is_done("catalog")
-        stages.once("catalog", lambda: _begin(config, store))
-        catalog = catalogs.read(config.input, store)
+        stages.once("catalog", lambda: _begin(config, source, store))
+        catalog = catalogs.read(config.input, store, source)
         if is_begun:  # on a smaller cluster now, it may be, or beside a disk that has filled up
             _check_can_do(config, catalog, store)
         if config.scores_from:
@@ -78,6 +79,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
             stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
             store.discard(_ROUNDS)
         stages.once("weights", lambda: _weigh(config, catalog, store))
+        _tell_of_lost_classes(catalog, store)
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
         stages.once("subset", lambda: write_subset(catalog, store))
         if config.subset.webdataset:
@@ -216,6 +218,15 @@ def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog
     return held_out
 
 
+def _tell_of_lost_classes(catalog: catalogs.Catalog, store: RunStore) -> None:
+    present = set(weighing.read(store).table["label"].to_pylist())
+    lost = [label for label, size in enumerate(catalog.class_sizes) if size and label not in present]
+    if lost:
+        named = [f"{catalog.class_names[label]} ({catalog.class_sizes[label]:,})" for label in lost[:_MOST_NAMED]]
+        more = ", ..." if len(lost) > _MOST_NAMED else ""
+        say(f"warning   nothing is kept of classes of which no image can be used: {', '.join(named)}{more}")
+
+
 def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:
     """Refuse to go on with, or to show, a training of other data that lay at the same place."""
     begun = store.read_json(_INPUT)
@@ -249,12 +260,13 @@ class _Stages:
         self.store.write_json(f"{name}/{COST}", cost)
 
 
-def _begin(config: PruneConfig, store: RunStore) -> None:
+def _begin(config: PruneConfig, source: sources.Source, store: RunStore) -> None:
     """Look at the input, and make the folder this run's only when the request can be met.
 
     A mistake that has been mended must not find its own leftovers in the way.
     """
-    catalog = catalogs.build(config.input)
+    catalog = catalogs.build(config.input, source=source)
+    _check_labels(config, catalog)
     _check_budget(config, catalog)
     if config.scores_from:
         reuse.check_input(catalog, RunStore(config.scores_from))
@@ -309,6 +321,24 @@ def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, 
         filesystem, path = open_filesystem(config.weights)
         model.load_weights(network, model.read_file(filesystem, path), config.weights)
     return arch, size, network
+
+
+def _check_labels(config: PruneConfig, catalog: catalogs.Catalog) -> None:
+    """Refuse labels of which too many are no classes, before anything is trained on the others."""
+    num_samples, num_known = catalog.num_samples, sum(catalog.class_sizes)
+    if num_samples - num_known <= config.max_quarantine_fraction * num_samples and num_known:
+        return
+    unknown = catalog.unknown_labels
+    examples = [f"{label} ({count:,})" for label, count in list(unknown.items())[:_MOST_NAMED]]
+    if num_others := num_samples - num_known - sum(unknown.values()):
+        examples.append(f"none or negative ({num_others:,})")
+    more = f", or raise --max-quarantine-fraction {config.max_quarantine_fraction:g}" if num_known else ""
+    raise quarantine.QuarantineError(
+        f"{num_samples - num_known:,} of {num_samples:,} labels of {config.input.path} are none of the "
+        f"{len(catalog.class_names):,} classes ({', '.join(catalog.class_names[:3])}, ...): {', '.join(examples)}. "
+        "Choose another --input.label-column, name all classes with --input.class-names, mend the labels"
+        f"{more}."
+    )
 
 
 def _check_budget(config: PruneConfig, catalog: catalogs.Catalog) -> None:

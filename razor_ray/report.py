@@ -295,9 +295,12 @@ def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html
     if rest := sum(count for _, count in counts[_NUM_LISTED:]):
         rows.append(["other reasons", f"{rest:,}"])
     listed = [[row["path"], f"{row['row']:,}", row["reason"][:_MAX_REASON_LENGTH]] for row in samples]
+    lost = [f"{row['name']} ({row['num_samples']:,})" for row in manifest["classes_lost"]]
+    of_classes = f"None is left of {len(lost):,} classes: {', '.join(lost[:_NUM_LISTED])}." if lost else ""
     return _section(
         "Quarantine",
         tag("p", "What could not be used, and why; all of it is in ", tag("code", "quarantine/"), "."),
+        *([tag("p", of_classes)] if lost else []),
         _table(["reason", "samples"], rows),
         tag("h3", f"The first {len(samples)}"),
         _table(["file", "row", "reason"], listed, text_columns=(0, 2)),

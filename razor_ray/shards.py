@@ -51,6 +51,10 @@ class Source:
     format: Format = "parquet"
     fingerprints: tuple[str, ...] = ()
     """Of class folders: a hash of the names and sizes in each run. Its size alone would not tell that a file moved."""
+    class_folders: tuple[str, ...] = ()
+    """Of class folders: their names, sorted, so that who reads a run lists no others."""
+    left_alone: str = ""
+    """Of class folders: what else lies in them, in words."""
 
     def path(self, shard: int) -> str:
         """The shard's file in the filesystem."""

@@ -170,7 +170,9 @@ def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: st
         hint = f" Its {len(images):,} images lie in no class folder: class/name.jpg." if images else ""
         raise InputError(f"{config.path} holds no .parquet file, no tar and no class folder.{hint} {_TAKES}")
     if chosen == "folders":
-        return class_folders.find(filesystem, folder, images)
+        listing.check_links(filesystem, images)
+        others = [listing.relative(info, folder) for info in infos if _format(info) != "folders"]
+        return class_folders.find(filesystem, folder, images, others)
     if not by_format[chosen]:
         raise InputError(f"{config.path} holds no {_NAMES[chosen]}. {_TAKES}")
     _check_split(config, sorted(listing.relative(info, folder) for info in by_format[chosen]))
@@ -228,6 +230,7 @@ def _format(info: pafs.FileInfo) -> Format | None:
 
 def _files(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], kind: Format) -> Source:
     """The source whose shards are files."""
+    listing.check_links(filesystem, infos)
     by_path = sorted((listing.relative(info, base), info.size or 0) for info in infos)
     if kind == "webdataset":
         for path, _ in by_path:

@@ -55,6 +55,8 @@ class _Sample:
     labels: dict[str, str | None] = field(default_factory=dict)
     """Of its members .cls and .json."""
     problem: str | None = None
+    no_label: str | None = None
+    """Why what stands for a label is none."""
 
     @property
     def label(self) -> str | None:
@@ -92,7 +94,7 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     path = source.paths[shard]
     keys: set[str] = set()
     labels: Counter[str | None] = Counter()
-    images, group_offsets, num_images = [], [], 0
+    images, group_offsets, num_images, no_label = [], [], 0, None
     digest = hashlib.blake2b(source.sizes[shard].to_bytes(8, "little"), digest_size=16)
     with open_tar(source, shard) as tar:
         for row, sample in enumerate(
@@ -105,6 +107,7 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
                 )
             keys.add(sample.key)
             labels[sample.label] += 1
+            no_label = no_label or sample.no_label
             num_images += sample.image_path is not None
             if sample.image is not None:
                 images.append(sample.image)
@@ -112,7 +115,7 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
                 group_offsets.append(sample.offset)
             digest.update(repr((sample.key, sample.image_path, sample.image_bytes, sample.label)).encode())
     num_samples = len(keys)
-    _check_there_are(path, num_samples, num_images, num_samples - labels[None], config)
+    _check_there_are(path, num_samples, num_images, num_samples - labels[None], no_label, config)
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
     return ShardFacts(
@@ -194,7 +197,7 @@ def _problem(sample: _Sample) -> str | None:
     if sample.problem is None and sample.image_path is None:
         return "no image under this key"
     if sample.problem is None and sample.label is None:
-        return "no label under this key"
+        return sample.no_label or "no label under this key"
     return sample.problem
 
 
@@ -254,24 +257,36 @@ def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, 
         sample.problem = f".{suffix} is a link, a device or too large"
     else:
         content = tar.content(member, _MAX_TEXT_BYTES)
-        sample.labels[suffix] = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
+        try:
+            sample.labels[suffix] = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
+        except _NoLabelError as error:
+            sample.labels[suffix], sample.no_label = None, str(error)
+
+
+class _NoLabelError(Exception):
+    """There is something in the place of a label that is none."""
 
 
 def _label_of_cls(content: bytes) -> str | None:
     try:
         return content.decode().strip() or None
     except UnicodeDecodeError:
-        return None
+        raise _NoLabelError("the .cls member is not in UTF-8") from None
 
 
 def _label_of_json(content: bytes, key: str) -> str | None:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):
-        return None
+        raise _NoLabelError("the .json member is not JSON") from None
     value = values.get(key) if isinstance(values, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        kind = {bool: "true or false", float: "a fraction", list: "a list", dict: "an object"}[type(value)]
+        raise _NoLabelError(f"the label is {kind}, not an integer or a string")
     return str(value).encode(errors="backslashreplace").decode().strip() or None
 
 
@@ -288,11 +303,18 @@ def _class_names(source: Source, shard: int) -> tuple[str, ...] | None:
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _check_there_are(path: str, num_samples: int, num_images: int, num_labels: int, config: InputConfig) -> None:
+def _check_there_are(
+    path: str, num_samples: int, num_images: int, num_labels: int, no_label: str | None, config: InputConfig
+) -> None:
     if num_samples and not num_images:
         raise InputError(
             f"shard {path}: none of its {num_samples} keys has an image (.{', .'.join(headers.SUFFIXES)} right behind "
             "the first dot of its name)."
+        )
+    if num_samples and not num_labels and no_label:
+        raise InputError(
+            f"shard {path}: none of its {num_samples} keys has a label that can be used: {no_label}. Name another key "
+            "of the .json members with --input.label-column, or write labels as integers or strings."
         )
     if num_samples and not num_labels:
         members = f"key {config.label_column!r} in a .json member"

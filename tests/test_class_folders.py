@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -86,6 +87,37 @@ def test_runs_are_the_whole(tmp_path, monkeypatch, files_per_shard):
         rows = np.arange(0, count, 2)
         images = [i for part in sources.read_images(source, shard, rows, config) for i in part["image"].to_pylist()]
         assert images == [whole[first + row]["image"] for row in rows.tolist()]
+
+
+def test_a_run_lists_its_own_classes_alone(tmp_path, monkeypatch):
+    put(tmp_path, *(f"{name}/{number}.png" for name in "abcdef" for number in range(3)))
+    monkeypatch.setattr(class_folders, "_FILES_PER_SHARD", 4)
+    source = find(tmp_path)
+    assert source.class_folders == tuple("abcdef")
+    listed = []
+    list_class = class_folders._list_class
+
+    def spy(source, class_name):
+        listed.append(class_name)
+        return list_class(source, class_name)
+
+    monkeypatch.setattr(class_folders, "_list_class", spy)
+    assert source.paths[2] == "4 files from c/2.png"
+    assert [file.path for file in class_folders._list_run(source, 2)] == ["c/2.png", "d/0.png", "d/1.png", "d/2.png"]
+    assert listed == ["c", "d"]
+    shutil.rmtree(tmp_path / "d")
+    with pytest.raises(InputError, match="4 files from c/2.png cannot be listed"):
+        class_folders._list_run(source, 2)
+
+
+def test_what_else_lies_in_class_folders_is_told(tmp_path):
+    put(tmp_path, "cat/1.png", "dog/2.JFIF", "cat/1.txt", "bird/3.heic", "bird/4.HEIC", "list.csv", "_notes.txt")
+    source = find(tmp_path)
+    assert source.left_alone == "3 files that are no images by their names (.heic 2, .txt 1); bird holds nothing else"
+    assert source.paths == ("2 files from cat/1.png",)
+    for name in ("cat/1.txt", "bird/3.heic", "bird/4.HEIC"):
+        (tmp_path / name).unlink()
+    assert find(tmp_path).left_alone == ""
 
 
 def test_a_run_names_what_changed_under_it(tmp_path, monkeypatch):

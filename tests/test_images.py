@@ -140,6 +140,21 @@ def test_alpha_is_dropped_not_blended():
     assert_array_equal(decode(encode(image, "PNG"), 8)[0, 0], COLOUR)
 
 
+def test_pixels_of_which_nobody_says_what_is_white_are_refused():
+    image = Image.fromarray(np.random.default_rng(0).random((8, 8)).astype(np.float32))
+    with pytest.raises(ImageError, match="pixels are floating-point numbers"):
+        decode(encode(image, "TIFF"), 8)
+
+
+def test_a_tiff_that_pillow_does_not_read_is_an_image_all_the_same():
+    # As of a satellite: thirteen bands. Its header is whole; tag 277 says how many there are.
+    content = bytearray(encode(Image.new("RGB", (8, 8)), "TIFF"))
+    place = content.index(b"\x15\x01\x03\x00")
+    content[place + 8 : place + 10] = b"\x0d\x00"
+    with pytest.raises(ImageError, match="a kind of TIFF that is not read"):
+        decode(bytes(content), 8)
+
+
 def test_decoding_is_deterministic():
     for kind, image in (("JPEG", noise(90, 61)), ("PNG", noise(33, 90)), ("WEBP", noise(40, 40))):
         content = encode(image, kind)
@@ -487,7 +502,7 @@ def outcome(content: bytes) -> str:
 
 REFUSALS = {
     *("no image bytes", "not an image", "too many pixels"),
-    *("broken image header", "broken or truncated image"),
+    *("broken image header", "broken or truncated image", "a kind of TIFF that is not read"),
 }
 
 

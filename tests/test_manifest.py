@@ -16,7 +16,8 @@ from razor_ray.run_store import RunStore
 CONFIG = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.5, seed=7)
 
 FACTS = {
-    "catalog": {"num_shards": 2, "num_samples": 10, "fingerprint": "aabb"},
+    "catalog": {"num_shards": 2, "num_samples": 10, "fingerprint": "aabb"}
+    | {"class_names": ["cat", "cow", "dog", "bee"], "class_sizes": [6, 2, 2, 0]},
     "proxy": {"arch": "resnet9", "image_size": 8, "num_classes": 3, "trained": False, "weights_sha256": "ab" * 32},
     "scores": {"num_samples": 8, "batch_size": 4, "precision": "float32", "hardness": "el2n"},
     "quarantine": {"num_samples": 2, "reasons": {"not an image": 1, "label is null": 1}},
@@ -71,6 +72,7 @@ def test_manifest_by_hand(tmp_path):
         {"label": 0, "name": "cat", "num_samples": 6, "quota": 3, "kept": 3},
         {"label": 2, "name": "dog", "num_samples": 2, "quota": 1, "kept": 1},
     ]
+    assert got["classes_lost"] == [{"label": 1, "name": "cow", "num_samples": 2}]
     assert got["quarantine"] == {"not an image": 1, "label is null": 1}
     assert got["reasons"] == FACTS["selection"]["reasons"]
     assert got["proxy"]["weights_sha256"] == "ab" * 32

@@ -84,6 +84,7 @@ def test_few_images_are_probed(tmp_path):
         (pa.array(["b", "a", None]).dictionary_encode(), "string", {"b": 1, "a": 1, None: 1}),
         (pa.array(["b", "a", "b"], pa.large_string()).dictionary_encode(), "string", {"b": 2, "a": 1}),
         (pa.array([None, None, None], pa.int32()), "integer", {None: 3}),
+        (pa.array(["b", None, "b"], pa.string_view()), "string", {"b": 2, None: 1}),
     ],
 )
 def test_labels_of_every_kind(tmp_path, labels, kind, counts):
@@ -113,6 +114,26 @@ def test_large_images(tmp_path, kind):
     value = {"bytes": png(), "path": None} if pa.types.is_struct(kind) else png()
     path = write(tmp_path / "a.parquet", pa.table({"image": pa.array([value], kind), "label": [0]}))
     assert inspect(path).image_dimensions == ((8, 8),)
+
+
+@pytest.mark.parametrize("is_struct", [False, True])
+def test_views_are_read_as_what_they_are_views_of(tmp_path, is_struct):
+    content = [png(value=value) for value in range(6)]
+    column = pa.array(content, pa.binary_view())
+    names = pa.array(list("uvwxyz"), pa.string_view())
+    if is_struct:
+        column = pa.StructArray.from_arrays([column, names], ["bytes", "path"])
+    columns = {"image": column, "label": pa.array(["a", "b"] * 3, pa.string_view()), "id": names}
+    path = write(tmp_path / "a.parquet", pa.table(columns))
+    assert pa.types.is_string_view(pq.read_schema(path).field("label").type)  # or nothing is tested
+    config = InputConfig(path=str(path), id_column="id")
+    source = find(path)
+    read = pa.concat_tables(sources.read(source, Piece(0, "a.parquet", 1, 5), config, 3))
+    assert read["image"].to_pylist() == content[1:]
+    assert (read["label"].to_pylist(), read["key"].to_pylist()) == (list("babab"), list("vwxyz"))
+    (some,) = sources.read_images(source, 0, np.array([1, 4]), config)
+    assert some["image"].to_pylist() == [content[1], content[4]]
+    assert some["image_path"].to_pylist() == (["v", "y"] if is_struct else [None, None])
 
 
 def test_a_shard_without_rows(tmp_path):

@@ -24,8 +24,10 @@ from razor_ray.cli import main
 from razor_ray.config import CompareConfig, InputConfig, PruneConfig, WeighConfig, from_dict, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
+from razor_ray.shards import Source
 from razor_ray.stages import cells, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
+from razor_ray.stages.catalog import Catalog
 from razor_ray.training import choose_precision
 from tests.conftest import write_shards
 
@@ -689,3 +691,39 @@ def test_a_cluster_that_does_not_see_the_output_is_refused(verb, tmp_path, digit
     assert asked == [[here["NodeManagerHostname"], "far"]]
     assert "1 of 2 nodes do not see the output" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def catalog_of(sizes, num_samples, unknown=None) -> Catalog:
+    shards = {"shard_id": [0], "path": ["a"], "num_bytes": [1], "fingerprint": ["f"], "num_samples": [num_samples]}
+    table = schema.table(shards | {"group_rows": [[num_samples]], "group_offsets": [[]]}, schema.CATALOG, "catalog")
+    names = tuple("abcdefgh"[: len(sizes)])
+    source = Source(pafs.LocalFileSystem(), "in", ("a",), (1,))
+    return Catalog(source, InputConfig(path="in"), table, names, "integer", 8, tuple(sizes), unknown or {})
+
+
+def test_labels_that_are_no_classes_are_told_before_anything_is_trained():
+    config = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.5, max_quarantine_fraction=0.1)
+    pipeline._check_labels(config, catalog_of((45, 45), 100, {"7": 10}))  # no more than may be
+    with pytest.raises(
+        ValueError, match=r"^12 of 100 labels of in are none of the 2 classes \(a, b, \.\.\.\): "
+    ) as told:
+        pipeline._check_labels(config, catalog_of((44, 44), 100, {"7": 9}))
+    assert "7 (9), none or negative (3). Choose another --input.label-column" in str(told.value)
+    assert "raise --max-quarantine-fraction 0.1." in str(told.value)
+    # Where no label is a class, no fraction would do.
+    anything = replace(config, max_quarantine_fraction=1.0)
+    with pytest.raises(ValueError, match="100 of 100 labels .*none or negative") as told:
+        pipeline._check_labels(anything, catalog_of((0, 0), 100))
+    assert "raise" not in str(told.value)
+    pipeline._check_labels(anything, catalog_of((1, 0), 100))
+
+
+def test_classes_of_which_nothing_can_be_used_are_named(monkeypatch, capfd):
+    found = SimpleNamespace(table=pa.table({"label": [0, 3]}))
+    monkeypatch.setattr(pipeline.weighing, "read", lambda store: found)
+    pipeline._tell_of_lost_classes(catalog_of((5, 2, 0, 1, 1), 9), None)
+    assert (
+        capfd.readouterr().err == "warning   nothing is kept of classes of which no image can be used: b (2), e (1)\n"
+    )
+    pipeline._tell_of_lost_classes(catalog_of((5, 0, 0, 1), 6), None)
+    assert capfd.readouterr().err == ""

@@ -208,6 +208,40 @@ def test_a_loop_of_links_does_not_multiply_the_input(tmp_path, glob):
     assert len(source.paths) <= 2
 
 
+def test_links_that_lead_back_up_twice_are_no_endless_maze(tmp_path):
+    # Forty times either of them is 2^40 paths, all of them there.
+    for name in ("a", "b"):
+        put(tmp_path, f"{name}/0.parquet")
+        (tmp_path / name / "all").symlink_to("..")
+        (tmp_path / name / "self").symlink_to(".")
+    for path in (tmp_path, f"{tmp_path}/**/*.parquet"):
+        assert find(path).paths == ("a/0.parquet", "b/0.parquet")
+
+
+def test_links_to_other_places_are_followed(tmp_path):
+    put(tmp_path, "elsewhere/0.parquet", "elsewhere/more/1.parquet", "in/2.parquet", "3.parquet")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "file.parquet").symlink_to("../3.parquet")
+    expected = ("2.parquet", "file.parquet", "linked/0.parquet", "linked/more/1.parquet")
+    for path in (tmp_path / "in", f"{tmp_path}/in/**/*.parquet"):
+        assert find(path).paths == expected
+
+
+@pytest.mark.parametrize("glob", ["", "/*.parquet", "/**/*.parquet"])
+def test_links_that_lead_nowhere_are_not_left_out_in_silence(tmp_path, glob):
+    put(tmp_path, "0.parquet", "1.parquet")
+    (tmp_path / "2.parquet").symlink_to(".git/annex/objects/2")
+    (tmp_path / "notes.txt").symlink_to("gone")  # which is none of ours
+    with pytest.raises(InputError, match=r"1 files of the input are links that lead nowhere \(.*2\.parquet, \.\.\.\)"):
+        find(f"{tmp_path}{glob}")
+    (tmp_path / "2.parquet").unlink()
+    assert len(find(f"{tmp_path}{glob}").paths) == 2
+    put(tmp_path, "classes/cat/1.jpg")
+    (tmp_path / "classes" / "cat" / "2.jpg").symlink_to("gone.jpg")
+    with pytest.raises(InputError, match="links that lead nowhere"):
+        find(tmp_path / "classes")
+
+
 # Which format.
 
 

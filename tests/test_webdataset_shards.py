@@ -103,6 +103,29 @@ def test_labels_from_json(tmp_path, label_column, labels):
     assert inspect(path, label_column=label_column).label_counts == Counter(labels)
 
 
+@pytest.mark.parametrize(
+    ("value", "label", "why"),
+    [
+        (3, "3", None),
+        (3.0, "3", None),  # as of whoever had a missing one among them
+        (3.5, None, "the label is a fraction, not an integer or a string"),
+        (float("nan"), None, "the label is a fraction, not an integer or a string"),
+        (True, None, "the label is true or false, not an integer or a string"),
+        ([3], None, "the label is a list, not an integer or a string"),
+        ({"a": 3}, None, "the label is an object, not an integer or a string"),
+        (None, None, "no label under this key"),
+        ("", None, "no label under this key"),
+    ],
+)
+def test_a_label_that_is_none_is_not_called_absent(tmp_path, value, label, why):
+    other = [("1.json", json.dumps({"label": value}).encode()), ("1.png", image())]
+    table = read(write_tar(tmp_path / "a.tar", [*sample("0"), *other]))
+    assert (table["label"].to_pylist(), table["problem"].to_pylist()) == (["0", label], [None, why])
+    if why and "absent" not in why and value not in (None, ""):
+        with pytest.raises(InputError, match=f"none of its 1 keys has a label that can be used: {why}. Name another"):
+            inspect(write_tar(tmp_path / "b.tar", other))
+
+
 def test_what_is_missing_or_twice_has_a_reason(tmp_path):
     members = [
         *sample("good"),
@@ -128,8 +151,8 @@ def test_what_is_missing_or_twice_has_a_reason(tmp_path):
         "two-images": "more than one image under this key",
         "two-labels": "more than one .cls under this key",
         "empty-label": "no label under this key",
-        "latin": "no label under this key",
-        "bad-json": "no label under this key",
+        "latin": "the .cls member is not in UTF-8",
+        "bad-json": "the .json member is not JSON",
         "text": "no image under this key",
     }
 

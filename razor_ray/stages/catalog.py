@@ -13,7 +13,7 @@ import ray
 
 from razor_ray import headers, labels, schema, shards, sources
 from razor_ray.config import Auto, InputConfig
-from razor_ray.progress import stage
+from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages.runtime import run_tasks
 
@@ -52,7 +52,7 @@ class Catalog:
         return int(self.table["num_samples"].to_numpy().sum())
 
 
-def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
+def build(config: InputConfig, like: Catalog | None = None, source: sources.Source | None = None) -> Catalog:
     """Look at every shard's metadata and labels, in parallel.
 
     Parameters
@@ -60,13 +60,17 @@ def build(config: InputConfig, like: Catalog | None = None) -> Catalog:
     config : InputConfig
     like : Catalog, optional
         Take the classes from this one (held-out images are of the classes that were trained on).
+    source : Source, optional
+        Of the input, if it has been listed just now: that of a million files takes minutes.
 
     Raises
     ------
     InputError
         If the input is not there, shards cannot be read, or the labels make no classes.
     """
-    source = sources.find(config)
+    source = source or sources.find(config)
+    if source.left_alone:
+        say(f"note      left alone in {config.path}: {source.left_alone}")
     num_shards = len(source.paths)
     per_task = 1 if source.format == "webdataset" else _SHARDS_PER_TASK  # a tar is walked from end to end
     groups = [tuple(range(start, min(start + per_task, num_shards))) for start in range(0, num_shards, per_task)]
@@ -108,8 +112,8 @@ def write(catalog: Catalog, store: RunStore) -> None:
     store.commit("catalog", facts)
 
 
-def read(config: InputConfig, store: RunStore) -> Catalog:
-    """The committed catalog.
+def read(config: InputConfig, store: RunStore, source: sources.Source | None = None) -> Catalog:
+    """The committed catalog; `source` as for `build`.
 
     Raises
     ------
@@ -117,7 +121,7 @@ def read(config: InputConfig, store: RunStore) -> Catalog:
         If the input's files are not those that were catalogued.
     """
     table, facts = _committed(store)
-    source = sources.find(config)
+    source = source or sources.find(config)
     seen = {"path": source.paths, "num_bytes": source.sizes}
     if source.fingerprints:
         seen["fingerprint"] = source.fingerprints
@@ -239,6 +243,13 @@ def _assemble(
     unknown = set(counts).difference(names if kind == "string" else range(len(names)), [None])
     if kind == "integer":
         unknown = {label for label in unknown if label >= 0}  # those below are no label
+    counted_from_one = kind == "integer" and not counts[0] and set(unknown) == {len(names)}
+    if counted_from_one and not like:
+        raise sources.InputError(
+            f"labels of {config.path} go from 1 to {len(names)}, but {len(names)} classes are named, which are 0 to "
+            f"{len(names) - 1}: each label would have the name of the next. Count labels from 0, or name a class 0 too "
+            "with --input.class-names."
+        )
     is_guessed = not (like or config.class_names or in_metadata or source.format == "folders")
     if is_guessed and counts.total() == len(names) >= _MANY_CLASSES:
         raise sources.InputError(
@@ -265,7 +276,7 @@ def _labels(
         raise sources.InputError(f"{config.path} holds no rows.")
     kinds = {fact.label_kind: path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind}
     if "text" in kinds:
-        return labels.kind_of_texts(counts)
+        return labels.kind_of_texts(counts, config.class_names)
     if "integer" in kinds and "string" in kinds:
         raise sources.InputError(
             f"{config.label_column!r} holds integers in some shards and strings in others (see {kinds['integer']} and "

@@ -111,7 +111,7 @@ def files_per_task(num_files: int, num_bytes: int, num_partitions: int, usual: i
     if num_bytes > _FEW_BYTES:
         enough_each = num_bytes // (OBJECT_BYTES * num_partitions)
         tasks = min(tasks, max(enough_each, -(-num_bytes // _MOST_BYTES_PER_TASK), 1))
-    return max(1, num_files // tasks)
+    return -(-num_files // tasks)
 
 
 def row_bytes(columns: Sequence[str]) -> int:

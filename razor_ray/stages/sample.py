@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from razor_ray import sampling, schema
 from razor_ray.config import PruneConfig
 from razor_ray.heap import freed_memory_kept
-from razor_ray.progress import stage
+from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.weigh import Weights
@@ -59,7 +59,13 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
             by_class |= found
             progress.advance(sum(row["num_samples"] for row in found.values()))
         num_kept = sum(row["num_kept"] for row in by_class.values())
+        num_alike = sum(row["num_alike"] for row in by_class.values())
         progress.note = f"{num_kept:,} kept"
+    if num_alike:
+        say(
+            f"warning   {num_alike:,} samples have the id of another of their class: which of them is kept depends on "
+            "their place in the input, and no list of ids tells them apart"
+        )
     assert num_kept == int(weights.table["quota"].to_numpy().sum()), "the selection misses its budget"
     # In the order of the labels, so that the sum does not depend on which task ended first.
     total_weight = sum(by_class[label]["kept_weight"] for label in sorted(by_class))
@@ -130,6 +136,7 @@ def _sample_partition(
         found[value] = {
             "num_samples": selection.num_rows,
             "num_kept": kept.num_rows,
+            "num_alike": selection.num_rows - len(selection["key"].unique()),
             "kept_weight": float(kept["ispl_weight"].to_numpy().astype(np.float64).sum()),
             "reasons": dict(Counter(selection["reason"].to_pylist())),
         }

@@ -32,7 +32,7 @@ import razor_ray
 from razor_ray import hardness, heap, images, model, schema, sources, transforms
 from razor_ray.config import ScoreConfig
 from razor_ray.headers import SMALL_IMAGE
-from razor_ray.progress import stage
+from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import ingest, preflight, quarantine, runtime
 from razor_ray.stages.catalog import Catalog
@@ -43,6 +43,8 @@ from razor_ray.stages.per_shard import PerShard
 BEGUN = "_scoring"
 """Folder of the run that says how scoring began, until it has ended."""
 
+_MANY_FLAT = 0.01
+"""Fraction of images of one colour that is worth a word."""
 _BATCH_ON_GPU = 256
 _BATCH_ON_CPU, _LARGE_BATCH_ON_CPU = 128, 32
 """Of small and of large images: on a CPU a larger batch is no faster, and its activations must fit `_ACTOR_GIB`."""
@@ -91,17 +93,23 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     reasons, examples = quarantine.count_reasons(catalog.source.format, store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
-    num_samples = catalog.num_samples
+    num_samples, num_flat = catalog.num_samples, 0
     with stage("score", num_samples) as progress:
         progress.waiting_for = _asked(resources, len(missing))
         progress.skip(num_samples - sum(piece.num_rows for piece in missing))
         quarantine.check(reasons, num_samples, max_quarantine_fraction, examples)
         for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
             num_scored += row["num_scored"]
+            num_flat += row["num_flat"]
             reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
             examples = dict(zip(row["reasons"], row["examples"], strict=True)) | examples
             quarantine.check(reasons, num_samples, max_quarantine_fraction, examples)
             progress.advance(row["num_rows"], f"{reasons.total():,} quarantined" if reasons else "")
+    if num_flat > _MANY_FLAT * num_samples:
+        say(
+            f"warning   {num_flat:,} images are of one colour as they are decoded (drawn by transparency alone? or "
+            "in 16 bits that hold small numbers?): nothing tells them apart"
+        )
     assert num_scored + reasons.total() == num_samples, "a sample was neither scored nor quarantined"
     store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
     facts = {
@@ -299,8 +307,9 @@ class Scorer:
         return [self._score_piece(piece, (batch for _, batch in batches)) for piece, batches in of_pieces]
 
     def _score_piece(self, piece: sources.Piece, batches: Iterable[ingest.Batch]) -> dict[str, Any]:
-        tables, bad = [], []
+        tables, bad, num_flat = [], [], 0
         for batch in batches:
+            num_flat += _num_flat(batch)
             columns = self._forward(batch)
             if self.dynamics is not None:
                 # The few that no epoch saw, such as the remainder of an equal split, get what this pass alone tells.
@@ -332,6 +341,7 @@ class Scorer:
         return {
             "num_rows": piece.num_rows,
             "num_scored": scored.num_rows,
+            "num_flat": num_flat,
             "reasons": list(counts),
             "reason_counts": list(counts.values()),
             "examples": [examples[reason] for reason in counts],
@@ -352,6 +362,13 @@ class Scorer:
         # float16 ends at 65504, and an embedding is used for its direction.
         columns["embedding"] = embedding.float().clamp(-65504, 65504).to(torch.float16).cpu().numpy()
         return columns
+
+
+def _num_flat(batch: ingest.Batch) -> int:
+    """Usable images whose pixels are all the same, as far as every fourth row and column tells."""
+    some = batch.pixels[:, ::4, ::4]  # (B, S / 4, S / 4, 3)
+    is_flat = (some == some[:, :1, :1]).all(axis=(1, 2, 3))
+    return sum(flat and reason is None for flat, reason in zip(is_flat.tolist(), batch.reasons, strict=True))
 
 
 def _dynamics_of_one_pass(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from ray.data import ExecutionOptions
 
 from razor_ray import images, model, training
 from razor_ray.config import TrainConfig
-from razor_ray.progress import Progress, sign_of_life, stage
+from razor_ray.progress import Progress, say, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem
 from razor_ray.sources import Piece
 from razor_ray.stages import decode, preflight, runtime, train_worker
@@ -33,6 +33,8 @@ BEGUN = "_begun.json"
 
 _MAX_FAILURES = 3
 _LEAST_BATCH = 32
+_MANY_SAMPLES = 100_000
+"""From so many on it is worth a word that GPUs stand idle."""
 """Of a worker, unless their number is given: batch statistics of fewer samples are mostly noise."""
 _WORKER_GIB = 2
 """Memory that a worker declares, besides the images that it holds: torch, a network with its gradients, activations."""
@@ -80,6 +82,13 @@ def train(
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = decode.plan(held_out, size) if held_out else []
     task = _task(config, catalog, held_out, held_out_pieces, store, folder, with_dynamics, last_epoch or config.epochs)
+    gpus = runtime.num_gpus(config.model.device)
+    if config.num_workers == "auto" and task.num_workers < gpus and task.num_samples >= _MANY_SAMPLES:
+        total = task.batch_size * task.num_workers
+        say(
+            f"note      {title} trains on {task.num_workers} of {gpus} GPUs: a batch is {total} images, however many "
+            "there are. A larger one takes more of them."
+        )
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
     datasets = _train_datasets(task, catalog, beside)
     to_split = list(datasets)

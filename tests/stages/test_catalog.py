@@ -140,6 +140,21 @@ def test_a_label_for_each_sample_is_none(tmp_path, digits):
     assert assemble(InputConfig(path=str(tmp_path / "twice"))).num_samples == 41
 
 
+def test_labels_that_are_counted_from_one_are_refused(tmp_path, digits):
+    from_one = digits.set_column(1, "label", pa.array([row % 10 + 1 for row in range(len(digits))]))
+    path = str(write_shards(from_one, tmp_path / "in", 2))
+    names = tuple("abcdefghij")
+    with pytest.raises(sources.InputError, match="go from 1 to 10, but 10 classes are named, which are 0 to 9: each"):
+        assemble(InputConfig(path=path, class_names=names))
+    assert assemble(InputConfig(path=path, class_names=("none", *names))).class_sizes == (0,) + (40,) * 10
+    # Without names nothing says that there are ten.
+    assert len(assemble(InputConfig(path=path)).class_names) == 11
+    # A class that happens to be empty, and labels beyond all of them, are another matter.
+    beyond = digits.set_column(1, "label", pa.array([1, 2, 3, 40] * 100))
+    path = str(write_shards(beyond, tmp_path / "beyond", 2))
+    assert assemble(InputConfig(path=path, class_names=names)).unknown_labels == {"40": 100}
+
+
 def test_labels_of_held_out_images_that_no_class_has_are_known(tmp_path, digits):
     write_folders(digits.slice(0, 40), tmp_path / "in")
     write_folders(digits.slice(40, 40), tmp_path / "test")

@@ -177,6 +177,22 @@ def test_with_an_id_column_a_resharding_changes_nothing(tmp_path):
     assert not by_place.equals(one)  # without it the place decides, and that has changed
 
 
+def test_ids_that_are_given_twice_in_a_class_are_told_of(tmp_path, capfd):
+    table = make_scores(200)
+    at = table.schema.get_field_index("key")
+    key = table["key"].to_pylist()
+    rows = np.flatnonzero(table["label"].to_numpy() == 0)[:4]
+    for row in rows[1:3]:
+        key[row] = key[rows[0]]
+    key[np.flatnonzero(table["label"].to_numpy() == 1)[0]] = key[rows[3]]  # of another class: no choice is between them
+    twice = table.set_column(at, table.schema.field(at), pa.array(key))
+    by_id = {"input": InputConfig(path="unused", id_column="name")}
+    assert pc.sum(select(tmp_path / "a", twice, **by_id)["keep"]).as_py() == 60
+    assert "warning   2 samples have the id of another of their class" in capfd.readouterr().err
+    select(tmp_path / "b", table, **by_id)
+    assert "warning" not in capfd.readouterr().err
+
+
 def test_ids_of_users_are_hashed_by_their_bytes():
     ids = random_ids(np.array([7, 8]), ["a", "b"], by_key=True)
     # blake2b with a digest of 8 bytes, little endian, as `b2sum -l 64` gives it.

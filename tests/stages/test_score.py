@@ -253,6 +253,19 @@ def test_a_poisoned_shard_costs_no_sample_of_the_others(tmp_path, digits):
     assert table.equals(clean.filter(pa.array(is_other)))
 
 
+def test_images_of_one_colour_are_told_of(tmp_path, digits, capfd):
+    flat = [png(np.full((8, 8), value, np.uint8)) for value in (0, 90, 255)]
+    images = flat + digits["image"].to_pylist()[3:]
+    for name, table in (("some", digits.set_column(0, "image", pa.array(images))), ("none", digits)):
+        path = write_shards(table.slice(0, 100), tmp_path / name, 1)
+        run_store = RunStore(str(tmp_path / f"{name}-run"))
+        put_proxy(run_store)
+        catalog = catalogs.build(InputConfig(path=str(path)))
+        score(catalog, proxy_in_store(run_store, "resnet9", 10, 8), ScoreConfig(num_workers=1), run_store, 0.0)
+        told = capfd.readouterr().err
+        assert ("warning   3 images are of one colour as they are decoded" in told) == (name == "some")
+
+
 @pytest.fixture
 def store(tmp_path):
     """A run's folder on a filesystem that, like an object store, is not known to rename; for disks: tests/chaos.py."""
