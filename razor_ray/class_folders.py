@@ -136,14 +136,16 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         )
     files = _list_run(source, shard)
     some = [_read_file(source, file)[0] for file in files[: headers.NUM_PROBED]]
+    image_dimensions, problems = headers.look_at_some(content for content in some if content is not None)
     return ShardFacts(
         num_samples=len(files),
         fingerprint=source.fingerprints[shard],
         label_kind="string",
         label_counts=dict(Counter(file.class_name for file in files)),
         class_names=None,
-        image_dimensions=headers.dimensions_of_some(some),
+        image_dimensions=image_dimensions,
         group_rows=(len(files),),
+        problems=dict(problems),
     )
 
 

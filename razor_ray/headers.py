@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 
 from PIL import Image, UnidentifiedImageError
 
@@ -71,13 +71,21 @@ def dimensions(encoded: bytes) -> tuple[int, int]:
     return image.height, image.width
 
 
-def dimensions_of_some(encoded: Iterable[bytes | None]) -> tuple[tuple[int, int], ...]:
-    """Height and width of the images among these; what is none is left out, for the scoring pass to quarantine."""
-    found = []
+def look_at_some(encoded: Iterable[bytes | None]) -> tuple[tuple[tuple[int, int], ...], Counter[str]]:
+    """Height and width of the images among these, and why the others are none, as the scoring pass will find.
+
+    Of a JPEG only that one would tell: other decoders take headers that Pillow refuses.
+    """
+    found, problems = [], Counter()
     for content in encoded:
-        with suppress(ImageError):
+        try:
             found.append(dimensions(content or b""))
-    return tuple(found)
+        except ImageError as error:
+            if not content:
+                problems["no image bytes"] += 1
+            elif not content.startswith(b"\xff\xd8"):
+                problems[str(error)] += 1
+    return tuple(found), problems
 
 
 def open_image(encoded: bytes) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -44,14 +45,16 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     def look(file: pq.ParquetFile) -> ShardFacts:
         kind = _check_columns(file.schema_arrow, path, config)
         labels = file.read(columns=[config.label_column])[config.label_column] if file.metadata.num_rows else None
+        image_dimensions, problems = _probe_images(source, shard, config.image_column)
         return ShardFacts(
             num_samples=file.metadata.num_rows,
             fingerprint=_fingerprint(source, shard, labels),
             label_kind=kind,
             label_counts=_count(labels),
             class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
-            image_dimensions=_probe_images(source, shard, config.image_column),
+            image_dimensions=image_dimensions,
             group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
+            problems=dict(problems),
         )
 
     try:
@@ -307,6 +310,11 @@ def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKin
             # Of whatever else one must not ask for Python's values: Ray's type for objects unpickles them.
             raise InputError(f"shard {path}: the paths in column {config.image_column!r} are {kind}, not strings.")
         image = image.field("bytes").type
+        if pa.types.is_null(image):
+            raise InputError(
+                f"shard {path}: column {config.image_column!r} holds paths and no bytes. Write the encoded images into it, "
+                "or name another column with --input.image-column."
+            )
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_binary_view(image)):
         raise InputError(
             f"shard {path}: column {config.image_column!r} is {image}, not bytes or a struct {{bytes, path}}. "
@@ -381,7 +389,7 @@ def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> 
     return digest.hexdigest()
 
 
-def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[int, int], ...]:
+def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[tuple[int, int], ...], Counter[str]]:
     def first_images(file: pq.ParquetFile) -> list[bytes | None]:
         # Of the first row group that is not empty: without its name Arrow would read ahead into those that follow.
         group = next((i for i in range(file.num_row_groups) if file.metadata.row_group(i).num_rows), None)
@@ -392,6 +400,6 @@ def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[int, i
 
     # Where they are damaged, reading will tell of every sample.
     try:
-        return headers.dimensions_of_some(_look(source, shard, first_images))
+        return headers.look_at_some(_look(source, shard, first_images))
     except _DamagedError:
-        return ()
+        return (), Counter()

@@ -266,6 +266,7 @@ def _begin(config: PruneConfig, source: sources.Source, store: RunStore) -> None
     A mistake that has been mended must not find its own leftovers in the way.
     """
     catalog = catalogs.build(config.input, source=source)
+    quarantine.check(Counter(catalog.problems), catalog.num_samples, config.max_quarantine_fraction)
     _check_labels(config, catalog)
     _check_budget(config, catalog)
     if config.scores_from:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow.fs as pafs
@@ -78,6 +78,8 @@ class ShardFacts:
     """Rows of the groups at which the shard can be entered: row groups of Parquet, runs of samples in a tar."""
     group_offsets: tuple[int, ...] = ()
     """Byte at which each group begins, where only this look finds it (tars); else empty."""
+    problems: dict[str, int] = field(default_factory=dict)
+    """Samples that are known by now to be unusable, by reason: of images those that were looked at."""
 
 
 def check_batch_bytes(num_bytes: int, num_images: int, where: str) -> None:

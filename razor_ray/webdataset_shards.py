@@ -94,6 +94,7 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     path = source.paths[shard]
     keys: set[str] = set()
     labels: Counter[str | None] = Counter()
+    problems: Counter[str] = Counter()
     images, group_offsets, num_images, no_label = [], [], 0, None
     digest = hashlib.blake2b(source.sizes[shard].to_bytes(8, "little"), digest_size=16)
     with open_tar(source, shard) as tar:
@@ -109,13 +110,16 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             labels[sample.label] += 1
             no_label = no_label or sample.no_label
             num_images += sample.image_path is not None
-            if sample.image is not None:
+            if problem := _problem(sample):
+                problems[problem] += 1
+            elif sample.image is not None:
                 images.append(sample.image)
             if row % _SAMPLES_PER_GROUP == 0:
                 group_offsets.append(sample.offset)
             digest.update(repr((sample.key, sample.image_path, sample.image_bytes, sample.label)).encode())
     num_samples = len(keys)
     _check_there_are(path, num_samples, num_images, num_samples - labels[None], no_label, config)
+    image_dimensions, of_images = headers.look_at_some(images)
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
     return ShardFacts(
@@ -124,9 +128,10 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         label_kind="text" if num_samples > labels[None] else None,
         label_counts=dict(labels),
         class_names=_class_names(source, shard),
-        image_dimensions=headers.dimensions_of_some(images),
+        image_dimensions=image_dimensions,
         group_rows=group_rows,
         group_offsets=tuple(group_offsets),
+        problems=dict(problems + of_images),
     )
 
 

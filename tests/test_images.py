@@ -25,7 +25,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from torchvision.transforms.v2 import functional as transforms
 
-from razor_ray.headers import MAX_PIXELS, ImageError, dimensions, network_size
+from razor_ray.headers import MAX_PIXELS, ImageError, dimensions, look_at_some, network_size
 from razor_ray.images import decode, decode_batch, decoders, stored_size
 
 REPOSITORY = Path(__file__).parents[1]
@@ -153,6 +153,13 @@ def test_a_tiff_that_pillow_does_not_read_is_an_image_all_the_same():
     content[place + 8 : place + 10] = b"\x0d\x00"
     with pytest.raises(ImageError, match="a kind of TIFF that is not read"):
         decode(bytes(content), 8)
+
+
+def test_why_images_are_none_is_seen_in_their_headers():
+    contents = [encode(noise(8, 9), "PNG"), None, b"", b"%PDF", b"\xff\xd8 of which Pillow need not know", b"%!PS"]
+    found, problems = look_at_some(contents)
+    assert found == ((8, 9),)
+    assert problems == {"no image bytes": 2, "not an image": 2}
 
 
 def test_decoding_is_deterministic():

@@ -175,6 +175,7 @@ def test_a_missing_column(tmp_path, columns, message):
         (pa.table({"image": [[1, 2]], "label": [0]}), "'image' is list"),
         (pa.table({"image": [{"path": "a.jpg"}], "label": [0]}), "'image' is struct"),
         (pa.table({"image": [{"bytes": "text"}], "label": [0]}), "'image' is string, not bytes"),
+        (pa.table({"image": [{"bytes": None, "path": "a.jpg"}], "label": [0]}), "'image' holds paths and no bytes"),
     ],
 )
 def test_a_column_of_the_wrong_kind(tmp_path, content, message):

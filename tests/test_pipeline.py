@@ -701,6 +701,18 @@ def catalog_of(sizes, num_samples, unknown=None) -> Catalog:
     return Catalog(source, InputConfig(path="in"), table, names, "integer", 8, tuple(sizes), unknown or {})
 
 
+def test_images_that_are_not_there_are_told_of_before_anything_is_trained(digits, tmp_path, capfd):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    paths = pa.array([{"bytes": None, "path": name} for name in digits["name"].to_pylist()], kind)
+    path = write_shards(digits.set_column(0, "image", paths), tmp_path / "in", 1)
+    arguments = ["prune", "--input", str(path), "--output", f"{tmp_path}/out", "--keep-fraction", "0.3"]
+    assert main(arguments) == 2
+    told = capfd.readouterr().err
+    assert "8 of 400 samples cannot be used so far (8 no image bytes), more than" in told
+    assert "proxy" not in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_labels_that_are_no_classes_are_told_before_anything_is_trained():
     config = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.5, max_quarantine_fraction=0.1)
     pipeline._check_labels(config, catalog_of((45, 45), 100, {"7": 10}))  # no more than may be

@@ -144,6 +144,8 @@ def test_what_is_missing_or_twice_has_a_reason(tmp_path):
         ("text.txt", b"neither"),
     ]
     table = read(write_tar(tmp_path / "a.tar", members))
+    problems = Counter(problem for problem in table["problem"].to_pylist() if problem)
+    assert inspect(tmp_path / "a.tar").problems == problems  # known before anything is trained
     assert dict(zip(table["key"].to_pylist(), table["problem"].to_pylist(), strict=True)) == {
         "good": None,
         "no-image": "no image under this key",

@@ -40,6 +40,8 @@ class Catalog:
     """Samples of each class, those included that may turn out to be unusable."""
     unknown_labels: dict[str, int] = field(default_factory=dict)
     """Samples of each label that is none of the classes, if there are names; known only when it has just been built."""
+    problems: dict[str, int] = field(default_factory=dict)
+    """Samples that are known to be unusable otherwise, by reason; likewise, and not all that are."""
 
     @property
     def fingerprint(self) -> str:
@@ -196,11 +198,13 @@ class _Found:
     def __init__(self) -> None:
         self.counts: Counter[Any] = Counter()
         """Samples of each label, of all shards."""
+        self.problems: Counter[str] = Counter()
         self._facts: dict[int, sources.ShardFacts] = {}
         self._names: dict[Any, Any] = {}
 
     def add(self, shard: int, fact: sources.ShardFacts) -> None:
         self.counts.update(fact.label_counts)
+        self.problems.update(fact.problems)
         names = self._names.setdefault(fact.class_names, fact.class_names)
         self._facts[shard] = replace(fact, label_counts={}, class_names=names)
 
@@ -265,6 +269,7 @@ def _assemble(
         network_size=int(statistics.median_high(sizes or [224])),
         class_sizes=tuple(counts[name if kind == "string" else label] for label, name in enumerate(names)),
         unknown_labels={str(label): counts[label] for label in sorted(unknown)},
+        problems=dict(found.problems),
     )
 
 
