@@ -244,7 +244,8 @@ class PruneConfig:
     """Fraction of the samples to keep, in (0, 1]."""
     scores_from: str = ""
     """Folder of a finished run over the same input, in the same format and shards, whose proxy and scores are taken:
-    for another keep fraction, seed or way to choose, without scoring again. What made them is as it was in that run."""
+    for another keep fraction, seed or way to choose, without scoring again. What made them is as it was in that run.
+    On a cluster every node must see it."""
     seed: int = 0
     """Of every random choice."""
     rounds: int = 1

@@ -312,8 +312,8 @@ def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKin
         image = image.field("bytes").type
         if pa.types.is_null(image):
             raise InputError(
-                f"shard {path}: column {config.image_column!r} holds paths and no bytes. Write the encoded images into it, "
-                "or name another column with --input.image-column."
+                f"shard {path}: column {config.image_column!r} holds paths and no bytes. Write the images into it, or "
+                "name another column with --input.image-column."
             )
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_binary_view(image)):
         raise InputError(

@@ -26,12 +26,13 @@ from razor_ray.config import (
 from razor_ray.progress import say, stage
 from razor_ray.run_store import CONFIG, RunStore, aside
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import quarantine
+from razor_ray.stages import quarantine, runtime
 from razor_ray.stages.score import hardness_column
 
 Part = TypeVar("Part", InputConfig, ProxyConfig, ScoreConfig, WeighConfig, SampleConfig)
 
 _COPIES_AT_ONCE = 16
+_FILES_PER_TASK = 256
 
 
 def settings(config: PruneConfig) -> PruneConfig:
@@ -217,18 +218,24 @@ def take_scores(catalog: catalogs.Catalog, earlier: RunStore, store: RunStore, c
     quarantine.check(reasons, catalog.num_samples, config.max_quarantine_fraction, named_in=named_in)
     facts = earlier.commit_facts("scores")
     facts["hardness"] = hardness_column(config.score, schema.DYNAMICS_NAMES if proxy["trained"] else ())
-    folders = {name: store.begin(name) for name in ("scores", "quarantine")}
     with stage("score", facts["num_samples"]) as progress:
         for name in ("quarantine", "scores"):
-            files = earlier.files(name)
-
-            def copy(path: str, folder: str = folders[name]) -> None:
-                with aside(store.filesystem, f"{folder}/{path.rpartition('/')[2]}") as target:
-                    pafs.copy_files(path, target, earlier.filesystem, store.filesystem)
-
-            with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
-                for _ in pool.map(copy, files):
-                    progress.advance(0)
+            # Scores are the embeddings too, which a large input has more of than one process could hand on.
+            folder, there = store.resume(name, f"{earlier.uri} {earlier.stamp(name)}")
+            files = [path for path in earlier.files(name) if path.rpartition("/")[2] not in there]
+            groups = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
+            calls = ((earlier.filesystem, group, store.filesystem, folder) for group in groups)
+            for _ in runtime.run_tasks(_copy, calls, name="copy scores"):
+                progress.advance(0)
         progress.advance(facts["num_samples"], f"taken from {earlier.uri}")
     store.commit("quarantine", earlier.commit_facts("quarantine"))
     store.commit("scores", facts)
+
+
+def _copy(source: pafs.FileSystem, files: list[str], target: pafs.FileSystem, folder: str) -> None:
+    def copy(path: str) -> None:
+        with aside(target, f"{folder}/{path.rpartition('/')[2]}") as there:
+            pafs.copy_files(path, there, source, target)
+
+    with ThreadPoolExecutor(_COPIES_AT_ONCE) as pool:
+        list(pool.map(copy, files))
