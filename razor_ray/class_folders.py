@@ -100,7 +100,8 @@ def _in_words(others: Sequence[str], classes: Sequence[str]) -> str:
     """
     if not others:
         return ""
-    suffixes = Counter(f".{path.rpartition('.')[2].lower()}" if "." in path else "no suffix" for path in others)
+    names = [path.rpartition("/")[2] for path in others]
+    suffixes = Counter(f".{name.rpartition('.')[2].lower()}" if "." in name else "no suffix" for name in names)
     counted = ", ".join(f"{suffix} {count:,}" for suffix, count in suffixes.most_common(_MOST_NAMED))
     empty = sorted({path.partition("/")[0] for path in others} - set(classes))
     and_empty = f"; {', '.join(empty[:_MOST_NAMED])} hold{'s' * (len(empty) == 1)} nothing else" if empty else ""

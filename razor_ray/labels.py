@@ -68,7 +68,8 @@ def kind_of_texts(
 ) -> tuple[LabelKind, Counter[Any]]:
     """Whether labels that came as text are integers, as most of an input's are or are not, and how many of each.
 
-    They are names, whatever they look like, if all of them are among the names that were given.
+    They are names, whatever they look like, if most of them are among those that were given; but not if all are
+    integers in the range of the classes, as of classes that are named by numbers.
 
     >>> kind_of_texts(Counter({"4": 2, "004": 1, "n/a": 1}))
     ('integer', Counter({4: 3, None: 1}))
@@ -76,10 +77,14 @@ def kind_of_texts(
     ('string', Counter({'4': 1, 'cat': 1}))
     >>> kind_of_texts(Counter({"00144764": 2}), ["00144764", "00144765"])
     ('string', Counter({'00144764': 2}))
+    >>> kind_of_texts(Counter({"1": 2, "0": 1}), ["1", "2"])
+    ('integer', Counter({1: 2, 0: 1}))
     """
-    texts = {text for text in counts if text is not None}
-    if class_names and texts and texts <= set(class_names):
-        return "string", counts
+    if class_names:
+        places = {str(place) for place in range(len(class_names))}
+        named = sum(counts[text] for text in set(class_names))
+        if 2 * named > counts.total() - counts[None] and not counts.keys() - {None} <= places:
+            return "string", counts
     num_integers = sum(count for text, count in counts.items() if text is not None and is_integer(text))
     if 2 * num_integers <= counts.total() - counts[None]:
         return "string", counts

@@ -26,15 +26,15 @@ def in_folder(filesystem: pafs.FileSystem, folder: str) -> list[pafs.FileInfo]:
         If a name is not UTF-8, which nothing that follows could write down.
     """
     if isinstance(filesystem, pafs.LocalFileSystem):
-        return list(_walk(folder))
+        return list(_walk(folder, ())) if os.path.isdir(folder) else []
     infos = filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     return _visible(infos, folder)
 
 
-def _walk(folder: str) -> Iterator[pafs.FileInfo]:
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[pafs.FileInfo]:
     """Files below a local folder. Arrow follows links in circles until their path is too long: with two, for ever."""
     sign_of_life()
-    here = os.path.realpath(folder)
+    above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -44,24 +44,25 @@ def _walk(folder: str) -> Iterator[pafs.FileInfo]:
             except UnicodeEncodeError as error:
                 name = os.fsencode(entry.path).decode(errors="backslashreplace")
                 raise InputError(f"{name} is not a name in UTF-8. Rename it.") from error
-            if entry.is_dir():
-                if not (entry.is_symlink() and _is_above(os.path.realpath(entry.path), here)):
-                    yield from _walk(entry.path)
+            if entry.is_symlink() and not os.path.exists(entry.path):  # nor of links that lead to each other
+                yield pafs.FileInfo(entry.path, pafs.FileType.File)
+            elif entry.is_dir():
+                if not (entry.is_symlink() and _is_above(os.path.realpath(entry.path), above)):
+                    yield from _walk(entry.path, above)
             elif entry.is_file():
                 yield pafs.FileInfo(entry.path, pafs.FileType.File, size=entry.stat().st_size)
-            elif entry.is_symlink():
-                yield pafs.FileInfo(entry.path, pafs.FileType.File)
 
 
-def _is_above(folder: str, path: str) -> bool:
-    return os.path.commonpath([folder, path]) == folder
+def _is_above(folder: str, paths: tuple[str, ...]) -> bool:
+    """Whether a folder is, or holds, one of those on the way to here."""
+    return any(os.path.commonpath([folder, path]) == folder for path in paths)
 
 
 def matching(filesystem: pafs.FileSystem, pattern: str) -> tuple[str, list[pafs.FileInfo]]:
     """Files that match a glob, and the folder before its first wildcard."""
     first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
     base = pattern[:first].rpartition("/")[0]
-    if isinstance(filesystem, pafs.LocalFileSystem) and "**" not in pattern:
+    if isinstance(filesystem, pafs.LocalFileSystem) and "**" not in pattern.split("/"):
         infos = [_of_link(path) or filesystem.get_file_info(path) for path in glob.glob(pattern)]
         return base, _visible(infos, base)
     expression = _glob_expression(pattern)

@@ -11,6 +11,7 @@ and the commit file, written last, makes them the stage's. Parquet readers skip 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -289,9 +290,10 @@ class RunStore:
             self._delete_dir(self.root)
 
     def stamp(self, stage: str) -> str:
-        """A text that is another whenever the stage has committed anew."""
-        info = self.filesystem.get_file_info(self.path(stage, COMMIT))
-        return f"{info.mtime_ns}-{info.size}"
+        """A text that is another when the stage has committed something else, or, where files have times, anew."""
+        content = self.read_text(f"{stage}/{COMMIT}") or ""
+        digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        return f"{digest}-{self.filesystem.get_file_info(self.path(stage, COMMIT)).mtime_ns}"
 
     def files(self, stage: str) -> list[str]:
         """Paths of a committed stage's Parquet files, sorted by name."""
@@ -376,7 +378,7 @@ def _is_whole(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> bool:
         return True
     with filesystem.open_input_file(info.path) as file:
         file.seek(max(info.size - len(_PARQUET_END), 0))
-        return file.read() == _PARQUET_END
+        return info.size > 2 * len(_PARQUET_END) and file.read() == _PARQUET_END  # it begins with them too
 
 
 def write_file(filesystem: pafs.FileSystem, path: str, content: bytes) -> None:
@@ -407,11 +409,18 @@ def aside(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
     """Where to write a file that is to be there whole or not at all.
 
     A local write can stop half-way, so it goes to a name that no reader takes for data and is renamed when it has ended
-    well. An object store shows nothing before a put has ended. Of other filesystems that is not known, so `finished`
-    and `is_done` look whether the file has its end.
+    well. An object store shows nothing before a put has ended; what an error has ended is deleted there. Of other
+    filesystems that is not known, so `finished` and `is_done` look whether the file has its end.
     """
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        yield path
+        try:
+            yield path
+        except BaseException:
+            # Whoever closes a stream on its way out ends the put too, and what there is of it would pass for the file.
+            with suppress(OSError):  # the store may be what failed
+                if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+                    filesystem.delete_file(path)
+            raise
         return
     folder, _, name = path.rpartition("/")
     target = f"{folder}/_{name}.{uuid.uuid4().hex[:12]}"  # a process id would not differ among containers

@@ -169,8 +169,9 @@ def _find_in_folder(config: InputConfig, filesystem: pafs.FileSystem, folder: st
     else:
         hint = f" Its {len(images):,} images lie in no class folder: class/name.jpg." if images else ""
         raise InputError(f"{config.path} holds no .parquet file, no tar and no class folder.{hint} {_TAKES}")
+    # A link without a suffix may stand for a folder.
+    listing.check_links(filesystem, [info for info in infos if _format(info) == chosen or "." not in info.base_name])
     if chosen == "folders":
-        listing.check_links(filesystem, images)
         others = [listing.relative(info, folder) for info in infos if _format(info) != "folders"]
         return class_folders.find(filesystem, folder, images, others)
     if not by_format[chosen]:
@@ -190,10 +191,9 @@ def _check_split(config: InputConfig, paths: list[str]) -> None:
         (train, found), (held_out, _) = of_kind[True], of_kind[False]
         rest = train[found.end() :]
         part = train[: found.end()] + (rest[: rest.index("/")] if "/" in rest else "*")
-        suffix = train[train.rindex(".") :]
         raise InputError(
             f"{config.path} holds images to train on and others to test with ({train}, {held_out}). Name those that "
-            f"are meant: {part} in it, or **/*{suffix} if it is all of them."
+            f"are meant by a folder or a glob ({part} in it, for one), or give a glob that all of them match."
         )
 
 

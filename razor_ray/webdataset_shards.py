@@ -95,7 +95,7 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     keys: set[str] = set()
     labels: Counter[str | None] = Counter()
     problems: Counter[str] = Counter()
-    images, group_offsets, num_images, no_label = [], [], 0, None
+    images, beginnings, group_offsets, num_images, no_label = [], [], [], 0, None
     digest = hashlib.blake2b(source.sizes[shard].to_bytes(8, "little"), digest_size=16)
     with open_tar(source, shard) as tar:
         for row, sample in enumerate(
@@ -113,13 +113,15 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             if problem := _problem(sample):
                 problems[problem] += 1
             elif sample.image is not None:
-                images.append(sample.image)
+                is_whole = sample.image_bytes <= headers.MAX_PROBED_BYTES
+                (images if is_whole else beginnings).append(sample.image)
             if row % _SAMPLES_PER_GROUP == 0:
                 group_offsets.append(sample.offset)
             digest.update(repr((sample.key, sample.image_path, sample.image_bytes, sample.label)).encode())
     num_samples = len(keys)
     _check_there_are(path, num_samples, num_images, num_samples - labels[None], no_label, config)
     image_dimensions, of_images = headers.look_at_some(images)
+    image_dimensions += headers.look_at_some(beginnings)[0]  # some formats' headers are elsewhere, which is no fault
     full, rest = divmod(num_samples, _SAMPLES_PER_GROUP)
     group_rows = (_SAMPLES_PER_GROUP,) * full + ((rest,) if rest else ())
     return ShardFacts(

@@ -560,6 +560,40 @@ def test_a_stage_goes_on_from_the_files_of_an_attempt_that_was_made_of_the_same(
     assert store.resume("subset", "b")[1] == set()
 
 
+def test_what_an_error_ended_is_no_file(any_store):
+    """A writer that is closed on the way out ends its file well, and an object store's put with it."""
+    folder = any_store.begin("subset")
+    for error in (OSError, KeyboardInterrupt):
+        with (
+            pytest.raises(error),
+            run_store.aside(any_store.filesystem, f"{folder}/a.parquet") as target,
+            pq.ParquetWriter(target, TABLE.schema, filesystem=any_store.filesystem) as writer,
+        ):
+            writer.write_table(TABLE)
+            raise error
+        assert any_store._list(folder) == []
+        assert any_store.finished("subset") == set()
+
+
+def test_a_file_that_has_just_been_begun_is_not_whole(any_store, monkeypatch):
+    monkeypatch.setattr(run_store, "_WHOLE_OR_NOT_AT_ALL", ())
+    folder = any_store.begin("subset")
+    for name, content in (("begun", b"PAR1"), ("ended", b"PAR1 and all that PAR1"), ("half", b"PAR1 and all th")):
+        with any_store.filesystem.open_output_stream(f"{folder}/{name}.parquet") as stream:
+            stream.write(content)
+    assert any_store.finished("subset") == {"ended.parquet"}
+
+
+def test_a_stamp_tells_other_facts_where_files_have_no_times(any_store):
+    stamps = []
+    for number in (1, 2, 1):
+        any_store.begin("selection")
+        any_store.commit("selection", {"num": number})
+        stamps.append(any_store.stamp("selection"))
+    assert stamps[0] != stamps[1] != stamps[2]
+    assert any_store.stamp("selection") == stamps[2]
+
+
 def test_a_stamp_tells_one_commit_from_the_next(tmp_path):
     store = RunStore(str(tmp_path / "run"))
     stamps = []

@@ -176,6 +176,7 @@ def test_hidden_folders_above_the_input_do_not_hide_it(tmp_path):
         ("notes.txt/in", "there is no"),
         ("*.csvx", r"no file matches .*\*\.csvx\. Quote the glob"),
         ("none/*.parquet", "no file matches"),
+        ("none/**/*.parquet", "no file matches"),
         ("notes.txt/*.parquet", "no file matches"),
     ],
 )
@@ -218,6 +219,18 @@ def test_links_that_lead_back_up_twice_are_no_endless_maze(tmp_path):
         assert find(path).paths == ("a/0.parquet", "b/0.parquet")
 
 
+def test_links_to_each_other_end(tmp_path):
+    put(tmp_path, "a/0.parquet", "b/0.parquet")
+    (tmp_path / "a" / "other").symlink_to("../b")
+    (tmp_path / "b" / "other").symlink_to("../a")
+    for path in (tmp_path, f"{tmp_path}/**/*.parquet"):
+        found = find(path).paths
+        assert found == ("a/0.parquet", "b/0.parquet")
+    (tmp_path / "self.parquet").symlink_to("self.parquet")  # and this one has no end at all
+    with pytest.raises(InputError, match=r"1 files of the input are links that lead nowhere \(.*self\.parquet"):
+        find(tmp_path)
+
+
 def test_links_to_other_places_are_followed(tmp_path):
     put(tmp_path, "elsewhere/0.parquet", "elsewhere/more/1.parquet", "in/2.parquet", "3.parquet")
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
@@ -236,6 +249,10 @@ def test_links_that_lead_nowhere_are_not_left_out_in_silence(tmp_path, glob):
         find(f"{tmp_path}{glob}")
     (tmp_path / "2.parquet").unlink()
     assert len(find(f"{tmp_path}{glob}").paths) == 2
+    (tmp_path / "more").symlink_to("gone")  # a folder, it may be
+    if "*" not in glob:
+        with pytest.raises(InputError, match=r"links that lead nowhere \(.*more, "):
+            find(tmp_path)
     put(tmp_path, "classes/cat/1.jpg")
     (tmp_path / "classes" / "cat" / "2.jpg").symlink_to("gone.jpg")
     with pytest.raises(InputError, match="links that lead nowhere"):
@@ -298,7 +315,7 @@ def test_images_to_train_on_and_to_test_with_are_not_mixed_unasked(tmp_path, nam
     put(tmp_path, *names)
     with pytest.raises(InputError, match="holds images to train on and others to test with") as caught:
         find(tmp_path)
-    assert f"Name those that are meant: {part} in it, or **/*{Path(names[0]).suffix} if" in str(caught.value)
+    assert f"by a folder or a glob ({part} in it, for one), or give a glob that all" in str(caught.value)
     asked = find(tmp_path / part).paths
     assert len(asked) == 1 and names[0].endswith(asked[0])
     assert len(find(f"{tmp_path}/**/*{Path(names[0]).suffix}").paths) == len(names)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from razor_ray import shards, sources, webdataset_shards
 from razor_ray.config import InputConfig
@@ -124,6 +125,22 @@ def test_a_label_that_is_none_is_not_called_absent(tmp_path, value, label, why):
     if why and "absent" not in why and value not in (None, ""):
         with pytest.raises(InputError, match=f"none of its 1 keys has a label that can be used: {why}. Name another"):
             inspect(write_tar(tmp_path / "b.tar", other))
+
+
+def test_what_lies_behind_the_beginning_of_a_large_image_is_no_fault_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset_shards.headers, "MAX_PROBED_BYTES", 1000)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8))
+    members = []
+    for number, kind in enumerate(("tiff", "webp", "png")):
+        content = io.BytesIO()
+        noise.save(content, kind, **({"lossless": True} if kind == "webp" else {}))
+        assert len(content.getvalue()) > 1000
+        members += [(f"{number}.cls", b"0"), (f"{number}.{kind}", content.getvalue())]
+    facts = inspect(
+        write_tar(tmp_path / "a.tar", [*members, *sample("small"), ("broken.cls", b"1"), ("broken.png", b"?")])
+    )
+    assert facts.problems == {"not an image": 1}
+    assert set(facts.image_dimensions) == {(8, 9), (40, 30)}  # of the PNG, at least, the beginning tells
 
 
 def test_what_is_missing_or_twice_has_a_reason(tmp_path):

@@ -234,21 +234,21 @@ def _assemble(
     like: Catalog | None,
 ) -> Catalog:
     facts = found.facts()
-    kind, counts = _labels(source, config, facts, found.counts)
+    given = like.class_names if like else config.class_names
+    kind, counts = _labels(source, config, facts, found.counts, given)
     in_metadata = _names_in_metadata(source, facts)
     if like and kind == "integer" and in_metadata and in_metadata != like.class_names:
         raise sources.InputError(
             f"the classes of {config.path} ({', '.join(in_metadata[:3])}, ...) are not in the order of those that are "
             f"trained on ({', '.join(like.class_names[:3])}, ...), so its integers mean other classes."
         )
-    given = like.class_names if like else config.class_names
     names = labels.resolve_class_names(given, in_metadata, kind, counts)
     sizes = [headers.network_size(height, width) for fact in facts for height, width in fact.image_dimensions]
     unknown = set(counts).difference(names if kind == "string" else range(len(names)), [None])
     if kind == "integer":
         unknown = {label for label in unknown if label >= 0}  # those below are no label
-    counted_from_one = kind == "integer" and not counts[0] and set(unknown) == {len(names)}
-    if counted_from_one and not like:
+    from_one = range(1, len(names) + 1)
+    if kind == "integer" and not counts[0] and unknown == {len(names)} and all(counts[label] for label in from_one):
         raise sources.InputError(
             f"labels of {config.path} go from 1 to {len(names)}, but {len(names)} classes are named, which are 0 to "
             f"{len(names) - 1}: each label would have the name of the next. Count labels from 0, or name a class 0 too "
@@ -274,14 +274,18 @@ def _assemble(
 
 
 def _labels(
-    source: sources.Source, config: InputConfig, facts: list[sources.ShardFacts], counts: Counter[Any]
+    source: sources.Source,
+    config: InputConfig,
+    facts: list[sources.ShardFacts],
+    counts: Counter[Any],
+    class_names: tuple[str, ...] | None,
 ) -> tuple[shards.LabelKind, Counter[Any]]:
     """Whether all shards' labels are integers or strings, and how many samples have each."""
     if not counts.total():
         raise sources.InputError(f"{config.path} holds no rows.")
     kinds = {fact.label_kind: path for path, fact in zip(source.paths, facts, strict=True) if fact.label_kind}
     if "text" in kinds:
-        return labels.kind_of_texts(counts, config.class_names)
+        return labels.kind_of_texts(counts, class_names)
     if "integer" in kinds and "string" in kinds:
         raise sources.InputError(
             f"{config.label_column!r} holds integers in some shards and strings in others (see {kinds['integer']} and "

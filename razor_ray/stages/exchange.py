@@ -107,11 +107,11 @@ def files_per_task(num_files: int, num_bytes: int, num_partitions: int, usual: i
     >>> files_per_task(1000, 1000 * 2**20, 4, usual=16, num_cpus=2), files_per_task(1000, 1000 * 2**20, 57, 16, 4096)
     (16, 29)
     """
-    tasks = min(num_files, max(num_cpus, -(-num_files // usual)))
+    files = max(1, min(usual, num_files // num_cpus))
     if num_bytes > _FEW_BYTES:
-        enough_each = num_bytes // (OBJECT_BYTES * num_partitions)
-        tasks = min(tasks, max(enough_each, -(-num_bytes // _MOST_BYTES_PER_TASK), 1))
-    return -(-num_files // tasks)
+        most_tasks = max(num_bytes // (OBJECT_BYTES * num_partitions), -(-num_bytes // _MOST_BYTES_PER_TASK))
+        files = max(files, -(-num_files // most_tasks))
+    return files
 
 
 def row_bytes(columns: Sequence[str]) -> int:

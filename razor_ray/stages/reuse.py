@@ -221,8 +221,11 @@ def take_scores(catalog: catalogs.Catalog, earlier: RunStore, store: RunStore, c
     with stage("score", facts["num_samples"]) as progress:
         for name in ("quarantine", "scores"):
             # Scores are the embeddings too, which a large input has more of than one process could hand on.
-            folder, there = store.resume(name, f"{earlier.uri} {earlier.stamp(name)}")
-            files = [path for path in earlier.files(name) if path.rpartition("/")[2] not in there]
+            folder, _ = store.resume(name, f"{earlier.uri} {earlier.stamp(name)}")
+            there = store.filesystem.get_file_info(pafs.FileSelector(folder))
+            copied = {(info.base_name, info.size) for info in there}
+            sizes = zip(earlier.files(name), earlier.file_sizes(name), strict=True)
+            files = [path for path, size in sizes if (path.rpartition("/")[2], size) not in copied]
             groups = [files[start : start + _FILES_PER_TASK] for start in range(0, len(files), _FILES_PER_TASK)]
             calls = ((earlier.filesystem, group, store.filesystem, folder) for group in groups)
             for _ in runtime.run_tasks(_copy, calls, name="copy scores"):

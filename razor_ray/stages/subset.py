@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -128,11 +129,19 @@ def _write_shards(
     shards = schema.shard_ids(kept["sample_id"].to_numpy())  # (K,), ascending
     present, starts, counts = np.unique(shards, return_index=True, return_counts=True)
     for shard, start, count in zip(present.tolist(), starts.tolist(), counts.tolist(), strict=True):
-        name = schema.shard_name(shard)
-        if name not in written:
-            _write_shard(catalog, filesystem, f"{folder}/{name}", shard, kept.slice(start, count), mean_weight)
-        num_bytes = filesystem.get_file_info(f"{folder}/{name}").size or 0
-        yield {"num_rows": count, "num_bytes": num_bytes, "is_earlier": name in written}
+        path = f"{folder}/{schema.shard_name(shard)}"
+        is_earlier = schema.shard_name(shard) in written and _num_rows(filesystem, path) == count
+        if not is_earlier:
+            _write_shard(catalog, filesystem, path, shard, kept.slice(start, count), mean_weight)
+        num_bytes = filesystem.get_file_info(path).size or 0
+        yield {"num_rows": count, "num_bytes": num_bytes, "is_earlier": is_earlier}
+
+
+def _num_rows(filesystem: pafs.FileSystem, path: str) -> int | None:
+    """Of a Parquet file, by its footer; None if it has none, or is not there."""
+    with suppress(pa.ArrowException, OSError):
+        return pq.read_metadata(path, filesystem=filesystem).num_rows
+    return None
 
 
 def _write_shard(

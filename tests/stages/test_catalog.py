@@ -140,6 +140,21 @@ def test_a_label_for_each_sample_is_none(tmp_path, digits):
     assert assemble(InputConfig(path=str(tmp_path / "twice"))).num_samples == 41
 
 
+def test_names_that_look_like_numbers_are_names_of_held_out_images_too(tmp_path):
+    names = ("00144764", "00144765")
+    for number, folder in enumerate(("in", "test")):
+        (tmp_path / folder).mkdir()
+        tar(tmp_path / folder, number, [*names, *names])
+    with_names = InputConfig(path=str(tmp_path / "in"), class_names=names)
+    catalog = assemble(with_names)
+    assert (catalog.label_kind, catalog.class_sizes) == ("string", (2, 2))
+    held_out = assemble(InputConfig(path=str(tmp_path / "test")), catalog)
+    assert (held_out.label_kind, held_out.class_sizes) == ("string", (2, 2))
+    # One that is none of them does not turn them all into numbers.
+    tar(tmp_path / "in", 2, ["144766"])
+    assert assemble(with_names).unknown_labels == {"144766": 1}
+
+
 def test_labels_that_are_counted_from_one_are_refused(tmp_path, digits):
     from_one = digits.set_column(1, "label", pa.array([row % 10 + 1 for row in range(len(digits))]))
     path = str(write_shards(from_one, tmp_path / "in", 2))
@@ -149,6 +164,14 @@ def test_labels_that_are_counted_from_one_are_refused(tmp_path, digits):
     assert assemble(InputConfig(path=path, class_names=("none", *names))).class_sizes == (0,) + (40,) * 10
     # Without names nothing says that there are ten.
     assert len(assemble(InputConfig(path=path)).class_names) == 11
+    # Held-out images likewise: each would be taken for one of the next class.
+    like = assemble(InputConfig(path=str(write_shards(digits, tmp_path / "like", 1)), class_names=names))
+    with pytest.raises(sources.InputError, match="go from 1 to 10"):
+        assemble(InputConfig(path=path), like)
+    # A class that is empty, and one label too high.
+    few = digits.set_column(1, "label", pa.array([10, *[5] * 399]))
+    few_path = str(write_shards(few, tmp_path / "few", 1))
+    assert assemble(InputConfig(path=few_path, class_names=names)).unknown_labels == {"10": 1}
     # A class that happens to be empty, and labels beyond all of them, are another matter.
     beyond = digits.set_column(1, "label", pa.array([1, 2, 3, 40] * 100))
     path = str(write_shards(beyond, tmp_path / "beyond", 2))

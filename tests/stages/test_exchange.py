@@ -29,7 +29,7 @@ def test_objects_are_of_a_fair_size_and_tasks_fit(num_files, file_bytes, num_par
     assert 1 <= step <= num_files
     if num_bytes <= 256 * MIB:
         assert step <= usual  # and what lies in the driver's memory is bounded by what there is
-        assert tasks >= min(num_files, num_cpus) / 2
+        assert tasks >= min(num_files, num_cpus)  # none has nothing to do
     else:
         in_objects = num_bytes / (tasks * num_partitions)
         in_task = step * file_bytes

@@ -255,7 +255,10 @@ def test_a_poisoned_shard_costs_no_sample_of_the_others(tmp_path, digits):
 
 def test_images_of_one_colour_are_told_of(tmp_path, digits, capfd):
     flat = [png(np.full((8, 8), value, np.uint8)) for value in (0, 90, 255)]
-    images = flat + digits["image"].to_pylist()[3:]
+    # Which every fourth row and column would not tell.
+    line = np.zeros((8, 8), np.uint8)
+    line[2] = 255
+    images = [*flat, png(line), *digits["image"].to_pylist()[4:]]
     for name, table in (("some", digits.set_column(0, "image", pa.array(images))), ("none", digits)):
         path = write_shards(table.slice(0, 100), tmp_path / name, 1)
         run_store = RunStore(str(tmp_path / f"{name}-run"))

@@ -99,6 +99,12 @@ def test_each_shard_is_told_of_and_those_that_are_there_are_not_written_again(tm
     again, shards = written_again(tmp_path, digits, monkeypatch, frozenset(names[:1]))
     assert again == [expected[0] | {"is_earlier": True}, expected[1] | {"is_earlier": False}]
     assert shards == [2]
+    # Nor is a file believed that holds other rows than it should, or is none.
+    pq.write_table(pq.read_table(tmp_path / "out" / names[0]).slice(1), tmp_path / "out" / names[0])
+    (tmp_path / "out" / names[1]).write_bytes(b"PAR1")
+    again, shards = written_again(tmp_path, digits, monkeypatch, frozenset(names))
+    assert again == told
+    assert shards == [0, 2]
 
 
 def test_a_file_that_was_not_written_to_its_end_is_none(tmp_path, digits, catalog, monkeypatch):
