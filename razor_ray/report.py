@@ -296,7 +296,7 @@ def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html
         rows.append(["other reasons", f"{rest:,}"])
     listed = [[row["path"], f"{row['row']:,}", row["reason"][:_MAX_REASON_LENGTH]] for row in samples]
     lost = [f"{row['name']} ({row['num_samples']:,})" for row in manifest["classes_lost"]]
-    of_classes = f"None is left of {len(lost):,} classes: {', '.join(lost[:_NUM_LISTED])}." if lost else ""
+    of_classes = f"No image can be used of {', '.join(lost[:_NUM_LISTED])}{', ...' if len(lost) > _NUM_LISTED else ''}."
     return _section(
         "Quarantine",
         tag("p", "What could not be used, and why; all of it is in ", tag("code", "quarantine/"), "."),

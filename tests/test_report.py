@@ -190,7 +190,9 @@ def make_run(
     ]
     num_input = len(samples) + len(quarantined)
     catalog = pa.Table.from_pylist(input_shards, schema=schema.CATALOG)
+    sizes = [num_samples[label] for label in range(len(class_names))]
     facts = {"num_shards": len(shards), "num_samples": num_input, "fingerprint": "aabb"}
+    facts |= {"class_names": [*class_names, "lost <b>"], "class_sizes": [*sizes, 2]}
     commit(store, "catalog", facts, catalog=catalog)
     proxy = {
         "arch": "resnet9",
@@ -380,6 +382,7 @@ def test_quarantine(page: Page):
     assert page.row("not an image") == ["not an image", "1"]
     assert ['<img src="x">0.parquet', "6", "not an image"] in page.rows
     assert ['<img src="x">1.parquet', "3", QUARANTINED[1][2]] in page.rows
+    assert "No image can be used of lost <b> (2)." in page.all_text()
 
 
 def test_long_quarantine_is_cut(tmp_path: Path):

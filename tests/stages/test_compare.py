@@ -291,7 +291,7 @@ def test_the_driver_chooses_the_precision_of_all_cells(monkeypatch):
 
 @pytest.mark.parametrize(
     ("resources", "num_workers", "share"),
-    [({"CPU": 8.0, "GPU": 2.0}, "auto", 1.0), ({"CPU": 8.0, "GPU": 2.0}, 3, 0.5), ({"CPU": 8.0}, 3, None)],
+    [({"CPU": 8.0, "GPU": 2.0}, "auto", 1.0), ({"CPU": 8.0, "GPU": 2.0}, 3, 0.5), ({"CPU": 8.0}, 3, 0.0)],
 )
 def test_trainings_share_the_gpus_of_a_machine_as_many_to_each(monkeypatch, resources, num_workers, share):
     given, calls = {}, []

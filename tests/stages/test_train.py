@@ -299,7 +299,7 @@ def test_images_cross_the_object_store_once_and_as_bytes(tmp_path, split, monkey
     assert set(given.columns()) == {field.name for field in dataclasses.fields(sources.Piece)}
     assert given.size_bytes() < 10_000
     operators = set(re.findall(r"Operator \d+ ([\w()]+)", found.stats()))
-    assert operators == {"FromArrow", "MapBatches(decode_pieces)"}
+    assert operators == {"FromBlocks", "MapBatches(decode_pieces)"}
 
 
 def test_images_come_in_the_planned_order_whichever_is_decoded_first(tmp_path, digits):
