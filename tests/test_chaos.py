@@ -58,9 +58,8 @@ def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:
     assert ended.stdout == ""
     lines = ended.stderr.splitlines()
     finished = [line.split()[0] for line in lines if "/s, " not in line]  # the rest is of a stage that is under way
-    assert finished == ["catalog", "proxy", "score", "weigh", "sample", "subset", "report", "cost", "done"], (
-        ended.stderr
-    )
+    stages = ["catalog", "proxy", "score", "weigh", "sample", "subset"]
+    assert finished == ["begin", *stages, "report", "cost", "done"], ended.stderr
     assert {line.split()[0] for line in lines} == set(finished)
     assert lines[-1] == f"done      119 of 400 samples in {run}/subset"
 
