@@ -35,7 +35,6 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
         "quarantined": facts["quarantine"]["num_samples"],
     }
     _check(facts, counts)
-    kept_by_class = facts["selection"]["kept_by_class"]
     costs = {stage: store.read_json(f"{stage}/{COST}") or {} for stage in _STAGES}
     manifest = {
         "razor_ray": razor_ray.__version__,
@@ -64,21 +63,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             "contradicted_fraction": facts["weights"]["contradicted_fraction"],
             "earlier_thresholds": [of_round["ispl"]["threshold"] for of_round in facts["proxy"].get("rounds", [])],
         },
-        "classes": [
-            {
-                "label": row["label"],
-                "name": row["class_name"],
-                "num_samples": row["num_samples"],
-                "quota": row["quota"],
-                "kept": kept_by_class[str(row["label"])],
-            }
-            for row in weights.to_pylist()
-        ],
-        "classes_lost": [
-            {"label": label, "name": facts["catalog"]["class_names"][label], "num_samples": size}
-            for label, size in enumerate(facts["catalog"]["class_sizes"])
-            if size and str(label) not in kept_by_class
-        ],
+        **_classes(facts, weights),
         "scoring_cost": {
             "epochs": scoring_epochs(facts["proxy"]),
             "full_epochs": config.full_epochs,
@@ -90,6 +75,28 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
     }
     store.write_json(MANIFEST, manifest)
     return manifest
+
+
+def _classes(facts: dict[str, dict[str, Any]], weights: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """What was kept of each class, and the classes of which no sample could be used."""
+    kept_by_class = facts["selection"]["kept_by_class"]
+    classes = [
+        {
+            "label": row["label"],
+            "name": row["class_name"],
+            "num_samples": row["num_samples"],
+            "quota": row["quota"],
+            "kept": kept_by_class[str(row["label"])],
+        }
+        for row in weights.to_pylist()
+    ]
+    names, sizes = (facts["catalog"][name] for name in ("class_names", "class_sizes"))
+    lost = [
+        {"label": label, "name": name, "num_samples": size}
+        for label, (name, size) in enumerate(zip(names, sizes, strict=True))
+        if size and str(label) not in kept_by_class
+    ]
+    return {"classes": classes, "classes_lost": lost}
 
 
 def scoring_epochs(proxy: dict[str, Any]) -> float:
