@@ -112,7 +112,7 @@ class WrongLabels:
                 print(f"AUROC of {name}: {roc_auc_score(wrong, samples.column(name)):.3f}")
         methods: dict[str, Method] = {
             "razor, noise guard on": gamma_razor,
-            "razor, noise guard off": partial(gamma_razor, sample=SampleConfig(noise_guard=False)),
+            "razor, noise guard off": partial(gamma_razor, sample=SampleConfig(tail=0.0)),
             **{name: METHODS[name] for name in ("random_balanced", "ccs", "dual", "hardest")},
         }
         print(f"\n| wrong of the kept, % | {' | '.join(f'keep {100 * f:g} %' for f in self.keep_fractions)} |")

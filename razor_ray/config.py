@@ -206,18 +206,21 @@ class SampleConfig:
     num_clusters: int = 20
     """Of a class, for k-means; a class of fewer than ten samples per cluster gets fewer clusters."""
     tail: float | Auto = "auto"
-    """The far edge: the fraction of a class, its hardest samples, that is set aside. 'auto': grows as the budget
-    falls, up to twice the share that the proxy contradicts; never below the estimated share of wrong labels."""
+    """The fraction of a class, its hardest samples, that is set aside. 'auto', the guard against noise: the estimated
+    share of wrong labels. 0 sets nothing aside."""
+    focus: float | Auto = "auto"
+    """The level of hardness, from 0 for the easiest of all samples to 1 for the hardest, that is kept with the best
+    chance. 'auto': harder as the budget grows, easier the more labels the proxy contradicts."""
     gamma: float | Auto = "auto"
-    """The near edge, the razor's sharpness: a sample is kept with a chance that goes as density^-gamma, the density of
-    hardness around it. 0 follows the data, 1 (which 'auto' is) covers the range of hardness evenly."""
-    noise_guard: bool = True
-    """Let tail 'auto' rise to the estimated share of wrong labels."""
+    """The razor's sharpness: chances fall off around the focus u = m as (u^m (1 - u)^(1 - m))^gamma. 0 follows the
+    data; 'auto': 0.7 / keep_fraction, sharper as the budget falls."""
 
     def __post_init__(self) -> None:
         _check_at_least("sample.num_clusters", self.num_clusters, 1)
         if self.tail != "auto" and not 0 <= self.tail < 1:
             raise ValueError(f"sample.tail must be in [0, 1), got {self.tail}. It is a fraction of the class.")
+        if self.focus != "auto" and not 0 <= self.focus <= 1:
+            raise ValueError(f"sample.focus must be in [0, 1], got {self.focus}. It is a level of hardness.")
         if self.gamma != "auto" and not (self.gamma >= 0 and math.isfinite(self.gamma)):
             raise ValueError(f"sample.gamma must be at least 0, got {self.gamma}.")
 

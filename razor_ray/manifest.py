@@ -63,6 +63,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             "contradicted_fraction": facts["weights"]["contradicted_fraction"],
             "earlier_thresholds": [of_round["ispl"]["threshold"] for of_round in facts["proxy"].get("rounds", [])],
         },
+        "window": facts["selection"]["window"],
         **_classes(facts, weights),
         "scoring_cost": {
             "epochs": scoring_epochs(facts["proxy"]),

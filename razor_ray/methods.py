@@ -35,7 +35,7 @@ METHODS: dict[str, Callable[..., NDArray[np.bool_]]] = {
 }
 """Every method, without settings."""
 
-_VALUES = {"true": True, "false": False, "none": None}
+_VALUES = {"true": True, "false": False}
 
 
 def resolve(

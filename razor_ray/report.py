@@ -30,11 +30,11 @@ _MAX_CLASSES_SHOWN = 60
 _MAX_REASON_LENGTH = 300
 
 _REASONS = {
-    "hard": ("kept", "harder than the median of its class, once the tail was set aside"),
+    "hard": ("kept", "from the harder half of its class, once the tail was set aside"),
     "cluster": ("kept", "from the easier half of its class, so that every cluster stays covered"),
     "class_floor": ("kept", "the class floor, not its weight, set how many of the class are kept"),
     "over_quota": ("dropped", "its cluster had its share already: the draw preferred others"),
-    "noise": ("dropped", "in the hardest tail of its class: wrong label, ambiguous, or out of reach of this budget"),
+    "noise": ("dropped", "in the hardest tail of its class, which looks like wrong labels"),
 }
 
 _SCORES = {
@@ -321,6 +321,8 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         thresholds += f"; δ = {ispl['diversity_step']:.4g}"
     clusters = f", {sample['num_clusters']} a class" if sample["clustering"] == "kmeans" else ""
     set_aside = percent(manifest["reasons"].get("noise", 0), manifest["counts"]["scored"])
+    window = manifest["window"]
+    level = f"{percent(window['focus'], 1)} of all samples are easier"
     beta = f"β = {ispl['beta']:.6g}{' (auto)' if weigh['beta'] == 'auto' else ''}"
     rows = [
         ["input", f"{config['input']['path']} ({_counted(manifest['input']['num_shards'], 'shard')})"],
@@ -334,7 +336,9 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["class weights", f"inverse effective number of samples, {beta}"],
         ["quotas", f"{weigh['quota']}, at least {weigh['class_floor']} of a class"],
         ["clusters", f"{sample['clustering']}{clusters}"],
-        ["edges", f"tail {sample['tail']} ({set_aside} of the scored were set aside), γ {sample['gamma']}"],
+        ["tail", f"{sample['tail']}: {set_aside} of the scored were set aside"],
+        ["focus", f"{window['focus']:.2f} ({level}){' (auto)' if sample['focus'] == 'auto' else ''}"],
+        ["sharpness", f"γ = {window['sharpness']:.3g}{' (auto)' if sample['gamma'] == 'auto' else ''}"],
     ]
     return _section("Configuration", _table([], rows, text_columns=(0, 1)))
 
@@ -385,8 +389,8 @@ def _footer(manifest: dict[str, Any]) -> Html:
         tag("p", "γ-Razor is by Liu et al., IEEE TCSS 12(3):957–971, 2025, ", doi, "."),
         tag(
             "p",
-            "The reading of the method here (the density exponent γ, the tail rule, quotas by ISPL mass) is "
-            f"razor_ray's own. Written by razor_ray {manifest['razor_ray']}.",
+            "The reading of the method here (the window over the levels of hardness, its focus and its sharpness γ, "
+            f"quotas by ISPL mass) is razor_ray's own. Written by razor_ray {manifest['razor_ray']}.",
         ),
     )
 

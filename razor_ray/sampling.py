@@ -1,12 +1,12 @@
 r"""Intraclass sampling: which samples of one class are kept, given how many.
 
-The class is cut from both edges. Its hardest tail is set aside (wrong labels, or out of reach of the budget); the rest
-is clustered, so that every part of the class stays covered, and thinned where its hardness is dense: where samples are
-many and alike. In most classes these are the easy ones; in a class that is hard throughout it is the middle.
+What looks like wrong labels, the hardest tail, is set aside. The rest is clustered, so that every part of the class
+stays covered, and drawn with the chances that `window` gives: what is too easy to teach anything is thinned, and so is
+what is too hard for the budget.
 
 From the paper (Liu et al., gamma-Razor, IEEE TCSS 12(3), 2025, read as an abstract): intraclass sampling is a
 hardness-aware cluster sampling that downsamples the easy samples within each class. All else here is ours: k-means on
-embeddings, the tail and its size, the density weights and the meaning of gamma, the hashed draw.
+embeddings, the tail and its size, the window and the meaning of gamma, the hashed draw.
 
 Every choice depends on (seed, sample id) and on the class's data, never on the position of a row: rows are put into
 canonical order (by id) before anything is summed, so results are the same bit for bit at any number of workers. The
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from razor_ray import clusters
 from razor_ray.apportion import apportion
-from razor_ray.clusters import as_scores, check_embedding, check_same_length, unit_range
+from razor_ray.clusters import as_scores, check_embedding, check_same_length
 from razor_ray.config import SampleConfig
 from razor_ray.hashing import DRAW, TAIL_TIES, as_ids, check_seed, hash_ids
 
@@ -35,11 +35,8 @@ NOT_CLUSTERED = -1
 
 HARD, CLUSTER, CLASS_FLOOR, OVER_QUOTA, NOISE = range(len(REASONS))
 
-_AUTO_GAMMA = 1.0
 _LEAST_OF_A_CLUSTER = 3
 """Samples of a quota to a cluster, on average."""
-
-_MAX_TAIL_FRACTION = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,12 +56,12 @@ class ClassSample:
 def sample_class(
     *,
     hardness: NDArray[np.floating],
+    log_weight: NDArray[np.floating],
     embedding: NDArray[np.floating] | None,
     ids: NDArray[np.integer],
     quota: int,
     seed: int,
     label: int,
-    contradicted_fraction: float,
     wrong_label_fraction: float,
     settings: SampleConfig,
     tie_break: NDArray[np.integer] | None = None,
@@ -74,15 +71,18 @@ def sample_class(
 
     The hardest floor(tail * n) samples are set aside, but never so many that fewer than `quota` are left (the least
     hard of them come back first). The rest is clustered; each cluster gets a share of the quota in proportion to its
-    sum of density weights, at most its size; inside it samples are drawn with those weights. Of a small quota there are
+    sum of weights, at most its size; inside it samples are drawn with those weights. Of a small quota there are
     fewer clusters, a third of it, lest some get nothing, whatever the seed. A class kept whole
     (quota = n) or not at all (quota = 0) is neither clustered nor given a tail. If all hardness is equal there is no
-    tail and all weights are 1: a seeded uniform draw, spread over the clusters.
+    tail.
 
     Parameters
     ----------
     hardness : ndarray of shape (n,)
-        Higher = harder, in any unit: of it only the order and the density over its range matter. Finite.
+        Higher = harder, in any unit: of it only the order matters, and for mean-shift its density. Finite.
+    log_weight : ndarray of shape (n,)
+        Logarithms of what the chances of the samples go as, from `Window.log_weights`; only their differences matter.
+        Finite.
     embedding : ndarray of shape (n, D) or None
         float16 or float32, finite. Used by 'kmeans' only, which takes about 10 * n * D bytes on top of it (94 MB for
         20,000 x 512 float16, by tracemalloc) and nothing of n * n.
@@ -94,12 +94,10 @@ def sample_class(
         0..2^63-1.
     label : int
         Of the class; with `seed` it starts k-means, and errors name it.
-    contradicted_fraction : float
-        In [0, 1], of all classes, from the function of this name; for tail 'auto'.
     wrong_label_fraction : float
-        In [0, 1], from `estimate_wrong_labels`; for tail 'auto' with the noise guard on.
+        In [0, 1], from `estimate_wrong_labels`; the tail, if that is 'auto'.
     settings : SampleConfig
-        Clustering, tail and gamma.
+        Clustering and tail.
     tie_break : ndarray of shape (n,) or None
         Integers that tell samples of the same id apart (sample_id, if `ids` are hashes).
     floor_bound : bool
@@ -116,21 +114,24 @@ def sample_class(
         If shapes differ, a value is not finite, the quota is out of range, or two samples cannot be told apart.
     """
     where = f"class {label}"
-    hardness, ids = as_scores(hardness, where), as_ids(ids, where)
-    check_same_length(where, hardness=hardness, ids=ids, embedding=embedding, tie_break=tie_break)
+    hardness, log_weight, ids = as_scores(hardness, where), as_scores(log_weight, where), as_ids(ids, where)
+    check_same_length(
+        where, hardness=hardness, log_weight=log_weight, ids=ids, embedding=embedding, tie_break=tie_break
+    )
     check_seed(seed)
     if not 0 <= quota <= len(hardness):
         raise ValueError(
             f"{where} has {len(hardness)} samples, got a quota of {quota}. Quotas come from weights.class_quotas."
         )
-    for name, fraction in (("contradicted", contradicted_fraction), ("wrong_label", wrong_label_fraction)):
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"{where}: {name}_fraction must be in [0, 1], got {fraction}.")
+    if not 0 <= wrong_label_fraction <= 1:
+        raise ValueError(f"{where}: wrong_label_fraction must be in [0, 1], got {wrong_label_fraction}.")
     if settings.clustering == "kmeans":
         check_embedding(embedding, where)
     order = _canonical_order(ids, tie_break, where)  # (n,)
-    tail_size = _tail_size(hardness, quota, contradicted_fraction, wrong_label_fraction, settings)
-    canonical = _sample_class(hardness, embedding, ids, order, quota, tail_size, seed, label, settings, floor_bound)
+    tail_size = _tail_size(hardness, quota, wrong_label_fraction if settings.tail == "auto" else settings.tail)
+    canonical = _sample_class(
+        hardness, log_weight, embedding, ids, order, quota, tail_size, seed, label, settings, floor_bound
+    )
     place = np.empty_like(order)  # (n,) from canonical order back to the caller's
     place[order] = np.arange(len(order))
     return ClassSample(
@@ -143,6 +144,7 @@ def sample_class(
 
 def _sample_class(
     hardness: NDArray[np.float64],
+    log_weight: NDArray[np.float64],
     embedding: NDArray[np.floating] | None,
     ids: NDArray[np.uint64],
     order: NDArray[np.intp],
@@ -154,15 +156,13 @@ def _sample_class(
     floor_bound: bool,
 ) -> ClassSample:
     """`sample_class` in canonical order. The embeddings alone are reordered late, so that they are copied once."""
-    hardness, ids = hardness[order], ids[order]  # (n,)
+    hardness, log_weight, ids = hardness[order], log_weight[order], ids[order]  # (n,)
     tail = _hardest(hardness, ids, seed, tail_size)  # (T,) easiest first
     in_tail = np.zeros(len(ids), bool)
     in_tail[tail] = True
     rest = np.flatnonzero(~in_tail)  # (n - T,)
 
-    weight = np.ones(len(ids))  # the tail's are not used
-    weight[rest] = _density_weights(hardness[rest], _gamma(settings))
-    preference = _draw_order(weight, _draw_keys(ids, seed), np.arange(len(ids)))  # (n,)
+    preference = _draw_order(log_weight, _draw_keys(ids, seed), np.arange(len(ids)))  # (n,)
     preference = preference[~in_tail[preference]]  # (n - T,) rows of the rest, the best first
     cluster = np.full(len(ids), NOT_CLUSTERED, np.int32)
     if 0 < quota < len(ids):
@@ -175,7 +175,7 @@ def _sample_class(
             seed=seed,
             label=label,
         )
-        keep = _draw_in_clusters(preference, cluster, weight, quota)
+        keep = _draw_in_clusters(preference, cluster, log_weight, quota)
     else:
         keep = np.full(len(ids), quota > 0)
     return ClassSample(
@@ -241,26 +241,29 @@ def weighted_draw(
         raise ValueError("weights must be finite and at least 0. Non-finite hardness belongs in quarantine.")
     if not 0 <= count <= len(keys):
         raise ValueError(f"count must be in 0..{len(keys)}, the number of samples, got {count}.")
-    return _draw_order(np.asarray(weight, np.float64), keys, tie_breaker)[:count]
+    with np.errstate(divide="ignore"):
+        log_weight = np.log(np.asarray(weight, np.float64))  # (n,)
+    return _draw_order(log_weight, keys, tie_breaker)[:count]
 
 
 def _draw_order(
-    weight: NDArray[np.float64], keys: NDArray[np.float64], tie_breaker: NDArray[np.integer]
+    log_weight: NDArray[np.float64], keys: NDArray[np.float64], tie_breaker: NDArray[np.integer]
 ) -> NDArray[np.intp]:
     """All rows, in the order in which they would be drawn; shape (n,)."""
-    is_zero = weight == 0
-    with np.errstate(over="ignore"):  # a subnormal weight: inf sorts last, as it should
-        priority = keys / np.where(is_zero, 1.0, weight)
+    is_zero = np.isneginf(log_weight)
+    # The logarithm of keys / weight, which spans more than floats do.
+    priority = np.log(keys) - np.where(is_zero, 0.0, log_weight)
     return np.lexsort((tie_breaker, priority, is_zero))
 
 
 def _draw_in_clusters(
-    preference: NDArray[np.intp], cluster: NDArray[np.int32], weight: NDArray[np.float64], quota: int
+    preference: NDArray[np.intp], cluster: NDArray[np.int32], log_weight: NDArray[np.float64], quota: int
 ) -> NDArray[np.bool_]:
     """Share the quota over the clusters by their sums of weights, and take the most preferred of each; shape (n,)."""
     rest = np.sort(preference)  # canonical order again, for the float sums
     size = np.bincount(cluster[rest])  # (K,)
-    mass = np.bincount(cluster[rest], weights=weight[rest])  # (K,)
+    weight = np.exp(log_weight[rest] - log_weight[rest].max())  # (n - T,)
+    mass = np.bincount(cluster[rest], weights=weight)  # (K,)
     quotas = apportion(mass, quota, np.zeros(len(size), np.int64), size)  # (K,)
     return first_of_groups(preference, cluster, quotas)
 
@@ -287,95 +290,6 @@ def first_of_groups(order: NDArray[np.intp], group: NDArray[np.integer], quota: 
     keep = np.zeros(len(group), bool)
     keep[grouped[place < np.repeat(quota, sizes)]] = True
     return keep
-
-
-def density_weights(hardness: NDArray[np.floating], gamma: float, num_bins: int = 50) -> NDArray[np.float64]:
-    r"""Weights that thin a class where its hardness is dense: :math:`\rho(h)^{-\gamma}`. Ours, and our gamma.
-
-    The density is a histogram's over [min, max], in min(`num_bins`, ceil(sqrt(n))) bins of equal width.
-
-    Parameters
-    ----------
-    hardness : ndarray of shape (n,)
-        Of the samples that the tail left. Finite.
-    gamma : float
-        The razor's sharpness, at least 0. 0 follows the data: all weights are 1. 1 covers the range of hardness evenly:
-        every bin that is not empty weighs the same in sum.
-    num_bins : int
-        At most this many bins.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-        In (0, 1]; the sparsest bin's samples have 1. All 1 if all hardness is equal.
-    """
-    if not (gamma >= 0 and math.isfinite(gamma)):
-        raise ValueError(f"gamma must be at least 0 and finite, got {gamma}. 0 follows the data, 1 evens it out.")
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
-    return _density_weights(as_scores(hardness, "density_weights"), gamma, num_bins)
-
-
-def _density_weights(hardness: NDArray[np.float64], gamma: float, num_bins: int = 50) -> NDArray[np.float64]:
-    if len(hardness) == 0:
-        return np.ones(0)
-    num_bins = min(num_bins, math.ceil(math.sqrt(len(hardness))))
-    bins = np.minimum((unit_range(hardness) * num_bins).astype(np.int64), num_bins - 1)  # (n,)
-    # Counts are integers, so the density does not depend on the order of the rows.
-    counts = np.bincount(bins)  # (num_bins,)
-    counts = np.maximum(counts, 1)  # empty bins have no samples to weigh
-    sparsest = counts[bins].min()
-    # The floor matters for gamma > 20 only: keys / weight must not overflow.
-    return np.maximum((sparsest / counts) ** gamma, 1e-100)[bins]
-
-
-def tail_fraction(keep_fraction: float, contradicted_fraction: float, wrong_label_fraction: float = 0.0) -> float:
-    """Share of a class to set aside as its hardest tail, for tail 'auto'. Ours.
-
-    max(min(0.03 / r, 2 e, 0.5), w), with r the fraction that is kept, e the share of all samples that the proxy
-    contradicts and w the estimated share of wrong labels. The smaller the budget, the more of a class is out of its
-    reach; but no more than about twice what the proxy could not learn from everything, which on easy data is little
-    (docs/experiments.md). e is of all classes: the rare ones of a long tail are contradicted because they are rare.
-
-    Parameters
-    ----------
-    keep_fraction : float
-        Of this class, in (0, 1].
-    contradicted_fraction : float
-        In [0, 1], from the function of this name.
-    wrong_label_fraction : float
-        In [0, 1], from `estimate_wrong_labels`; 0 if not known.
-
-    Returns
-    -------
-    float
-        In [0, 1]. `sample_class` shortens the tail where it would eat into the quota.
-    """
-    if not 0 < keep_fraction <= 1:
-        raise ValueError(f"keep_fraction must be in (0, 1], got {keep_fraction}. It is the fraction to keep.")
-    for name, fraction in (("contradicted", contradicted_fraction), ("wrong_label", wrong_label_fraction)):
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"{name}_fraction must be in [0, 1], got {fraction}.")
-    out_of_reach = min(0.03 / keep_fraction, 2 * contradicted_fraction, _MAX_TAIL_FRACTION)
-    return max(out_of_reach, wrong_label_fraction)
-
-
-def contradicted_fraction(margin: NDArray[np.floating]) -> float:
-    """Share of the samples, of all classes, for which the proxy prefers another class.
-
-    Parameters
-    ----------
-    margin : ndarray of shape (n,)
-        Above 0 where some other class is ahead of the sample's own: the score `aum`, over all epochs of a proxy that
-        was trained in the run, or `margin`, of one pass. Finite.
-
-    Returns
-    -------
-    float
-        In [0, 1]; 0 without samples.
-    """
-    margin = as_scores(margin, "contradicted_fraction")
-    return float(np.count_nonzero(margin > 0) / max(len(margin), 1))
 
 
 def estimate_wrong_labels(loss: NDArray[np.floating], margin: NDArray[np.floating]) -> float:
@@ -418,25 +332,11 @@ def estimate_wrong_labels(loss: NDArray[np.floating], margin: NDArray[np.floatin
     return min(0.5, np.count_nonzero(contradicted) / len(loss))
 
 
-def _gamma(settings: SampleConfig) -> float:
-    return _AUTO_GAMMA if settings.gamma == "auto" else settings.gamma
-
-
-def _tail_size(
-    hardness: NDArray[np.float64],
-    quota: int,
-    contradicted: float,
-    wrong_labels: float,
-    settings: SampleConfig,
-) -> int:
+def _tail_size(hardness: NDArray[np.float64], quota: int, fraction: float) -> int:
     """Number of samples to set aside, between 0 and n - quota."""
     num_samples = len(hardness)
     if quota == 0 or hardness.min() == hardness.max():
         return 0
-    if settings.tail == "auto":
-        fraction = tail_fraction(quota / num_samples, contradicted, wrong_labels if settings.noise_guard else 0.0)
-    else:
-        fraction = settings.tail
     # 1e-9: 0.29 * 100 is 28.999999999999996, and means 29.
     return min(math.floor(fraction * num_samples + 1e-9), num_samples - quota)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from razor_ray import sampling, schema, weights
 from razor_ray.config import SampleConfig, WeighConfig
+from razor_ray.window import Levels, Window, contradicted_fraction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,18 +137,20 @@ def gamma_razor(
         config=weigh,
     )
     hardness = samples.column(samples.hardness)
-    contradicted = sampling.contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
+    contradicted = contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
+    window = Window.of(sample, budget / len(samples.ids), contradicted)
+    log_weight = window.log_weights(Levels.counted(hardness).of(hardness))
     keep = np.zeros(len(samples.ids), bool)
     for (label, rows), quota in zip(classes, shares.quota, strict=True):
         keep[rows] = sampling.sample_class(
             hardness=hardness[rows],
+            log_weight=log_weight[rows],
             embedding=None if samples.embedding is None else samples.embedding[rows],
             ids=samples.ids[rows],
             tie_break=None if samples.tie_break is None else samples.tie_break[rows],
             quota=int(quota),
             seed=seed,
             label=label,
-            contradicted_fraction=contradicted,
             wrong_label_fraction=sampling.estimate_wrong_labels(loss[rows], margin[rows]),
             settings=sample,
         ).keep

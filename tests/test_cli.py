@@ -131,7 +131,7 @@ def test_as_a_module_it_gives_the_status():
         (["--weigh.class-floor", "0"], "weigh.class_floor", 0),
         (["--sample.clustering", "none"], "sample.clustering", "none"),
         (["--sample.tail", "0"], "sample.tail", 0),
-        (["--sample.no-noise-guard"], "sample.noise_guard", False),
+        (["--sample.focus", "0.25"], "sample.focus", 0.25),
     ],
 )
 def test_flags_of_prune(flags, field, value):

@@ -33,6 +33,7 @@ FACTS = {
         "mean_kept_weight": 1.0,
         "reasons": {"hard": 3, "cluster": 1, "over_quota": 4},
         "kept_by_class": {"0": 3, "2": 1},
+        "window": {"focus": 0.3, "sharpness": 7.0},
     },
     "subset": {"num_samples": 4, "num_bytes": 1234},
 }
@@ -83,6 +84,7 @@ def test_manifest_by_hand(tmp_path):
         "contradicted_fraction": 0.25,
         "earlier_thresholds": [],
     }
+    assert got["window"] == {"focus": 0.3, "sharpness": 7.0}
     assert got["scores_from"] is None
     # The proxy was given: one forward pass, a third of an epoch.
     assert got["scoring_cost"] == {"epochs": 1 / 3, "full_epochs": 100, "fraction": pytest.approx(1 / 300)}

@@ -39,10 +39,10 @@ def test_a_name_alone_is_the_method_as_it_is():
         ("dual:exponent=9", partial(baselines.dual, exponent=9.0)),
         ("ccs_per_class:tail=0.5", baselines.per_class(partial(baselines.ccs, tail=0.5))),
         ("razor:gamma=0", partial(gamma_razor, sample=SampleConfig(gamma=0.0))),
-        ("razor:tail=0.4,quota=proportional,num_clusters=2,noise_guard=false", partial(
+        ("razor:tail=0.4,quota=proportional,num_clusters=2,focus=0.9", partial(
             gamma_razor,
             weigh=WeighConfig(quota="proportional"),
-            sample=SampleConfig(tail=0.4, num_clusters=2, noise_guard=False),
+            sample=SampleConfig(tail=0.4, num_clusters=2, focus=0.9),
         )),
         ("razor:scheme=hard,quantile=0.9", partial(gamma_razor, weigh=WeighConfig(scheme="hard", quantile=0.9))),
     ],
@@ -78,7 +78,7 @@ def test_settings_of_a_name_come_on_top_of_those_of_the_comparison():
         ("ccs:tial=0.1", r"ccs:tial=0.1: there is no setting 'tial' \(there are: tail, num_strata\)"),
         ("ccs_per_class:samples=3", r"there is no setting 'samples' \(there are: tail, num_strata\)"),
         ("random:seed=1", r"there is no setting 'seed' \(it has none\)"),
-        ("razor:threshold=1", r"no setting 'threshold' \(there are: scheme, .*tail, gamma"),
+        ("razor:threshold=1", r"no setting 'threshold' \(there are: scheme, .*tail, focus, gamma"),
         ("ccs:tail=much", r"ccs:tail=much: tail must be float \| None, got 'much'"),
         ("ccs:num_strata=2.5", "num_strata must be int, got 2.5"),
         ("razor:tail=2", r"razor:tail=2: sample.tail must be in \[0, 1\)"),

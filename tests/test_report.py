@@ -238,6 +238,7 @@ def make_run(
         "num_kept": kept.total(),
         "reasons": dict(Counter(sample[-1] for sample in samples)),
         "kept_by_class": {str(label): kept[label] for label in labels},
+        "window": {"focus": 0.25, "sharpness": 1.4},
     }
     commit(store, "selection", facts, **parts)
     tables = {f"part_{s:06d}": subset_table(sorted(sample for sample in samples if sample[0] == s)) for s in shards}
@@ -308,7 +309,7 @@ def test_noise_is_shown_though_the_subset_has_none_of_it(page: Page, tmp_path: P
     assert taken_for == ["proxy: cat", f"proxy: {SCRIPT}"]
     assert "The hardest of 2, with label" in page.all_text()
     assert "the proxy contradicts the labels of 3 samples (25.0 %)" in page.all_text()  # of 12
-    assert "tail auto (16.7 % of the scored were set aside)" in page.all_text()
+    assert "auto: 16.7 % of the scored were set aside" in page.all_text()
     # A page is made also when a shard of the input has gone.
     store, facts = make_run(tmp_path / "run")
     given = InputConfig(path=f"{store.root}-input")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tracemalloc
 
 import numpy as np
@@ -22,23 +21,21 @@ from razor_ray.sampling import (
     OVER_QUOTA,
     REASONS,
     ClassSample,
-    contradicted_fraction,
-    density_weights,
     draw_keys,
     estimate_wrong_labels,
     sample_class,
-    tail_fraction,
     weighted_draw,
 )
 
-PLAIN = SampleConfig(clustering="none", tail=0.0, gamma=0.0)
+PLAIN = SampleConfig(clustering="none", tail=0.0)
 
 
 def sample(hardness, quota, config=PLAIN, embedding=None, ids=None, **kwargs) -> ClassSample:
-    """`sample_class` with the arguments that a test does not care about."""
+    """`sample_class` with the arguments that a test does not care about; all weights are the same, unless given."""
     hardness = np.asarray(hardness, np.float32)
     ids = np.arange(len(hardness)) if ids is None else ids
-    arguments = {"seed": 0, "label": 0, "contradicted_fraction": 0.0, "wrong_label_fraction": 0.0} | kwargs
+    even = np.zeros(len(hardness))
+    arguments = {"seed": 0, "label": 0, "log_weight": even, "wrong_label_fraction": 0.0} | kwargs
     return sample_class(hardness=hardness, embedding=embedding, ids=ids, quota=quota, settings=config, **arguments)
 
 
@@ -128,85 +125,7 @@ def test_draw_refuses(weight, count, match):
         weighted_draw(np.array(weight), np.ones(2), count, np.arange(2))
 
 
-# --- density ----------------------------------------------------------------------------------------------------------
-
-
-def test_density_by_hand():
-    # Nine samples: 3 bins of width 1/3 over [0, 1], which hold 6, 2 and 1.
-    hardness = np.array([0, 0, 0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0])
-    assert_allclose(density_weights(hardness, 1.0), [1 / 6] * 6 + [1 / 2] * 2 + [1])
-    assert_allclose(density_weights(hardness, 0.5), [6**-0.5] * 6 + [2**-0.5] * 2 + [1])
-    assert_array_equal(density_weights(hardness, 0.0), np.ones(9))
-
-
-def test_density_of_equal_hardness_is_even():
-    assert_array_equal(density_weights(np.full(7, 0.3), 1.0), np.ones(7))
-    assert_array_equal(density_weights(np.zeros(0), 1.0), np.ones(0))
-
-
-@given(st.integers(0, 2**32), st.integers(2, 400))
-def test_gamma_one_makes_bins_weigh_the_same(seed, num_samples):
-    hardness = np.random.default_rng(seed).exponential(size=num_samples)
-    weight = density_weights(hardness, 1.0)
-    num_bins = min(50, math.ceil(math.sqrt(num_samples)))
-    mass = np.histogram(hardness, bins=num_bins, weights=weight)[0]  # (num_bins,)
-    assert_allclose(mass[mass > 0], mass.max(), rtol=1e-9)
-    assert weight.max() == 1
-
-
-def test_density_of_a_very_sharp_razor_stays_positive():
-    weight = density_weights(np.r_[np.zeros(100), 1.0], gamma=1e6)
-    assert weight[-1] == 1 and (weight > 0).all()
-
-
-@pytest.mark.parametrize(
-    ("gamma", "num_bins", "match"), [(-1.0, 50, "gamma"), (np.nan, 50, "gamma"), (1.0, 0, "num_bins")]
-)
-def test_density_refuses(gamma, num_bins, match):
-    with pytest.raises(ValueError, match=f"{match} must be at least"):
-        density_weights(np.arange(3.0), gamma, num_bins)
-
-
 # --- the tail ---------------------------------------------------------------------------------------------------------
-
-
-def test_tail_fraction_by_hand():
-    # 0.03 / r as long as that is no more than 2 e.
-    assert_allclose([tail_fraction(keep, 0.2) for keep in (0.05, 0.1, 0.3, 0.5)], [0.4, 0.3, 0.1, 0.06])
-    assert_allclose(tail_fraction(0.01, 0.6), 0.5)  # never more than half for being out of reach
-    assert_allclose(tail_fraction(0.1, 0.0), 0.0)
-    assert_allclose(tail_fraction(0.3, 0.1, 0.25), 0.25)
-    assert_allclose(tail_fraction(0.1, 0.1, 0.7), 0.7)
-
-
-@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
-def test_tail_fraction_grows_as_the_budget_falls_and_with_what_is_contradicted(one, other, wrong, some, more):
-    low, high = sorted((one, other))
-    some, more = sorted((some, more))
-    assert 1 >= tail_fraction(low, some, wrong) >= tail_fraction(high, some, wrong) >= wrong
-    assert tail_fraction(low, more, wrong) >= tail_fraction(low, some, wrong)
-
-
-def test_contradicted_fraction_by_hand():
-    assert contradicted_fraction(np.array([-1.0, 0.0, 0.1, 3.0, -0.2])) == 2 / 5
-    assert contradicted_fraction(np.zeros(0)) == 0.0
-    with pytest.raises(ValueError, match="NaN"):
-        contradicted_fraction(np.array([np.nan]))
-
-
-@pytest.mark.parametrize(
-    ("keep", "contradicted", "wrong", "match"),
-    [
-        (0.0, 0.0, 0.0, "keep_fraction"),
-        (30, 0.0, 0.0, "keep_fraction"),
-        (0.3, 1.1, 0.0, "contradicted_fraction"),
-        (0.3, 0.0, 1.1, "wrong_label_fraction"),
-        (0.3, 0.0, np.nan, "wrong_label_fraction"),
-    ],
-)
-def test_tail_fraction_refuses(keep, contradicted, wrong, match):
-    with pytest.raises(ValueError, match=f"{match} must be in"):
-        tail_fraction(keep, contradicted, wrong)
 
 
 def test_wrong_labels_by_hand():
@@ -266,7 +185,7 @@ def test_wrong_labels_refuses(loss, match):
 def test_tail_is_the_hardest():
     # 30 % of ten: the three hardest go, and the rest is easier than all of them.
     hardness = np.array([5, 1, 9, 3, 7, 0, 8, 2, 6, 4])
-    result = sample(hardness, 5, SampleConfig(clustering="none", tail=0.3, gamma=0.0))
+    result = sample(hardness, 5, SampleConfig(clustering="none", tail=0.3))
     assert_array_equal(np.sort(hardness[result.reason == NOISE]), [7, 8, 9])
     assert_array_equal(result.rank[[4, 6, 2]], [8, 9, 10])  # by hardness, ascending
     assert not result.keep[result.reason == NOISE].any()
@@ -285,17 +204,9 @@ def test_tail_gives_way_to_the_quota():
     assert_array_equal(result.reason, [CLUSTER] * 4 + [HARD] * 4 + [NOISE] * 2)
 
 
-@pytest.mark.parametrize(
-    ("config", "num_noise"),
-    [
-        (SampleConfig(clustering="none"), 40),  # the estimate, 40 %, is above 0.03 / 0.1
-        (SampleConfig(clustering="none", noise_guard=False), 30),
-        (SampleConfig(clustering="none", tail=0.2), 20),
-        (SampleConfig(clustering="none", tail=0.0), 0),
-    ],
-)
-def test_tail_auto_is_at_least_the_share_of_wrong_labels(config, num_noise):
-    result = sample(np.arange(100), 10, config, contradicted_fraction=0.2, wrong_label_fraction=0.4)
+@pytest.mark.parametrize(("tail", "num_noise"), [("auto", 40), (0.2, 20), (0.0, 0)])
+def test_tail_auto_is_the_share_of_wrong_labels(tail, num_noise):
+    result = sample(np.arange(100), 10, SampleConfig(clustering="none", tail=tail), wrong_label_fraction=0.4)
     assert np.count_nonzero(result.reason == NOISE) == num_noise
 
 
@@ -312,7 +223,7 @@ def test_ties_at_the_tails_edge_do_not_bias_the_draw():
     # Half of the class is equally hard and half of that half goes to the tail. Were it chosen by the keys of the draw,
     # those left would have small keys, and more than half of the kept would be hard.
     hardness = np.repeat([0.0, 1.0], 2000)
-    config = SampleConfig(clustering="none", tail=0.25, gamma=0.0)
+    config = SampleConfig(clustering="none", tail=0.25)
     num_hard = [hardness[sample(hardness, 600, config, seed=seed).keep].sum() for seed in range(20)]
     assert_allclose(np.mean(num_hard), 200, atol=12)  # a third of 600; 4 standard errors
 
@@ -321,10 +232,10 @@ def test_ties_at_the_tails_edge_do_not_bias_the_draw():
 
 
 def test_class_by_hand():
-    # Thirty samples in three clusters of ten, all of one hardness in each, none in the tail. gamma 0: nine samples are
-    # three of each.
+    # Thirty samples in three clusters of ten, all of one hardness in each, none in the tail. Weights are even: nine
+    # samples are three of each.
     hardness, embedding = np.repeat([0.9, 0.1, 0.5], 10), np.repeat(np.eye(3, dtype=np.float16), 10, axis=0)
-    result = sample(hardness, 9, SampleConfig(num_clusters=3, tail=0.0, gamma=0.0), embedding)
+    result = sample(hardness, 9, SampleConfig(num_clusters=3, tail=0.0), embedding)
     assert_array_equal(result.cluster, np.repeat([2, 0, 1], 10))
     assert_array_equal(np.bincount(result.cluster[result.keep]), [3, 3, 3])
     # The median is 0.5, so only the first direction is hard.
@@ -334,51 +245,30 @@ def test_class_by_hand():
     assert_array_equal(result.keep, result.rank <= 9)
 
 
-def test_gamma_by_hand():
-    # 16 samples in 4 bins: 12, 2, 1, 1. At gamma 0 the kept are easy as often as the class is: 8 * 12 / 16. At gamma 1
-    # the weights are 1/12, 1/2, 1, 1, and summing over the orders of successive draws 4.196 of 8 are easy.
-    hardness = np.array([0.0] * 12 + [0.3] * 2 + [0.6, 1.0])
-    for gamma, num_easy in [(0.0, 6.0), (1.0, 4.196)]:
-        config = SampleConfig(clustering="none", tail=0.0, gamma=gamma)
-        found = [sample(hardness, 8, config, seed=seed).keep[:12].sum() for seed in range(300)]
-        assert_allclose(np.mean(found), num_easy, atol=0.2)  # 4 standard errors
+def test_weights_by_hand():
+    # 16 samples, twelve of weight 1/12, two of 1/2 and two of 1, whatever they are multiplied by. Even weights would
+    # keep 8 * 12 / 16 of the first; with these, summing over the orders of successive draws, it is 4.196 of 8.
+    weight = np.array([1 / 12] * 12 + [1 / 2] * 2 + [1.0] * 2)
+    for log_weight, num_first in [(np.zeros(16), 6.0), (np.log(weight), 4.196), (np.log(weight) - 1e4, 4.196)]:
+        found = [sample(np.arange(16), 8, log_weight=log_weight, seed=seed).keep[:12].sum() for seed in range(300)]
+        assert_allclose(np.mean(found), num_first, atol=0.2)  # 4 standard errors
 
 
-def chosen(hardness, quota, **settings):
-    """Of a class of which nothing is clustered."""
-    settings = SampleConfig(**({"clustering": "none"} | settings))
-    return sample_class(
-        hardness=np.asarray(hardness, float),
-        embedding=None,
-        ids=np.arange(len(hardness)),
-        quota=quota,
-        seed=0,
-        label=0,
-        contradicted_fraction=0.0,
-        wrong_label_fraction=0.0,
-        settings=settings,
-    )
+def test_weights_far_beyond_floats_still_decide():
+    # e^-5000 is 0 as a float: the second hundred must come before the third, and the first before both.
+    log_weight = np.repeat([0.0, -5000.0, -10000.0], 100)
+    keep = sample(np.arange(300), 150, log_weight=log_weight).keep
+    assert [keep[:100].sum(), keep[100:200].sum(), keep[200:].sum()] == [100, 50, 0]
 
 
-def test_gamma_auto_is_one():
-    hardness = np.random.default_rng(0).beta(1, 5, 2000)
-    keep = {gamma: chosen(hardness, 300, gamma=gamma).keep for gamma in ("auto", 1.0, 0.0, 2.0)}
-    assert_array_equal(keep["auto"], keep[1.0])
-    assert not np.array_equal(keep["auto"], keep[0.0]) and not np.array_equal(keep["auto"], keep[2.0])
-
-
-def test_density_has_fifty_bins():
-    hardness = np.random.default_rng(0).beta(1, 5, 10_000)
-    assert_array_equal(density_weights(hardness, 1.0), density_weights(hardness, 1.0, num_bins=50))
-    assert not np.array_equal(density_weights(hardness, 1.0), density_weights(hardness, 1.0, num_bins=100))
-
-
-def test_density_is_of_what_the_tail_left():
-    # Nine tenths are within a tenth of the range of what is left, and the tail is a thousand times as far away.
-    hardness = np.concatenate([np.linspace(0, 0.1, 900), np.linspace(0.1, 1, 100), np.full(10, 1000.0)])
-    keep = chosen(hardness, 100, tail=0.01).keep
-    assert keep[900:1000].sum() > 50  # over the whole range these were a tenth of one bin
-    assert not keep[1000:].any()
+def test_clusters_share_the_quota_by_their_weights():
+    # Two clusters of fifty, one of three times the weight of the other in sum: of a quota of twenty 15 and 5. The tail
+    # is of no cluster, whatever it weighs.
+    embedding = np.repeat(np.eye(3, dtype=np.float16), [50, 50, 10], axis=0)
+    hardness, log_weight = np.repeat([0.1, 0.2, 0.9], [50, 50, 10]), np.repeat(np.log([3.0, 1.0, 1e6]), [50, 50, 10])
+    result = sample(hardness, 20, SampleConfig(num_clusters=2, tail=10 / 110), embedding, log_weight=log_weight)
+    assert_array_equal(np.bincount(result.cluster[result.keep]), [15, 5])
+    assert not result.keep[100:].any()
 
 
 def test_a_small_quota_has_few_clusters():
@@ -393,7 +283,7 @@ def test_a_small_quota_has_few_clusters():
             quota=quota,
             seed=0,
             label=0,
-            contradicted_fraction=0.0,
+            log_weight=np.zeros(400),
             wrong_label_fraction=0.0,
             settings=SampleConfig(tail=0.0),
         )
@@ -452,14 +342,15 @@ def test_equal_hardness_is_a_uniform_draw():
         ({"ids": np.arange(2)}, "one row per sample"),
         ({"seed": -1}, "seed"),
         ({"wrong_label_fraction": np.nan}, "wrong_label_fraction"),
-        ({"contradicted_fraction": -0.1}, "contradicted_fraction"),
+        ({"log_weight": np.array([0.0, -np.inf, 0.0])}, "class 3: 1 of 3 scores are NaN or infinite"),
+        ({"log_weight": np.zeros(2)}, "one row per sample"),
         ({"settings": SampleConfig()}, "needs embeddings"),
     ],
 )
 def test_class_refuses(change, match):
     arguments = {
         "hardness": np.arange(3.0), "embedding": None, "ids": np.arange(3), "quota": 1, "seed": 0, "label": 3,
-        "contradicted_fraction": 0.0, "wrong_label_fraction": 0.0, "settings": PLAIN,
+        "log_weight": np.zeros(3), "wrong_label_fraction": 0.0, "settings": PLAIN,
     }  # fmt: skip
     with pytest.raises(ValueError, match=match):
         sample_class(**arguments | change)
@@ -489,14 +380,13 @@ def classes(draw):
         "quota": draw(st.integers(0, num_samples)),
         "seed": draw(st.integers(0, 2**63 - 1)),
         "label": draw(st.integers(0, 999)),
-        "contradicted_fraction": draw(st.sampled_from([0.0, 0.2, 1.0])),
+        "log_weight": -draw(st.sampled_from([0.0, 1.0, 1e4])) * rng.random(num_samples),
         "wrong_label_fraction": draw(st.sampled_from([0.0, 0.05, 0.5])),
         "floor_bound": draw(st.booleans()),
         "settings": SampleConfig(
             clustering=draw(st.sampled_from(["kmeans", "kmeans", "mean_shift", "none"])),
             num_clusters=draw(st.integers(1, 12)),
             tail=draw(st.sampled_from(["auto", 0.0, 0.3, 0.9])),
-            gamma=draw(st.sampled_from(["auto", 0.0, 0.5, 3.0])),
         ),
     }
 
@@ -534,7 +424,7 @@ def test_laws_of_a_class(given_class):
 def test_order_of_rows_does_not_matter(given_class, seed):
     order = np.random.default_rng(seed).permutation(len(given_class["ids"]))
     result = sample_class(**given_class)
-    rows = {name: given_class[name][order] for name in ("hardness", "embedding", "ids")}
+    rows = {name: given_class[name][order] for name in ("hardness", "log_weight", "embedding", "ids")}
     shuffled = sample_class(**given_class | rows)
     expected = ClassSample(
         keep=result.keep[order], cluster=result.cluster[order], rank=result.rank[order], reason=result.reason[order]
@@ -561,7 +451,7 @@ def test_resharding_does_not_matter_to_ids_of_the_users_own(given_class, seed):
     num_samples = len(given_class["ids"])
     order = np.random.default_rng(seed).permutation(num_samples)
     result = sample_class(**given_class, tie_break=np.arange(num_samples))
-    rows = {name: given_class[name][order] for name in ("hardness", "embedding", "ids")}
+    rows = {name: given_class[name][order] for name in ("hardness", "log_weight", "embedding", "ids")}
     resharded = sample_class(**given_class | rows, tie_break=np.arange(num_samples) << 32)
     assert_array_equal(resharded.rank, result.rank[order])
     assert_array_equal(resharded.keep, result.keep[order])
@@ -583,14 +473,15 @@ def test_another_seed_is_another_sample():
 
 
 @settings(deadline=None, derandomize=True, max_examples=30)
-@given(st.integers(0, 2**32), st.integers(100, 400), st.floats(0.05, 0.95), st.sampled_from([0.0, 1.0]))
-def test_every_cluster_with_a_share_is_covered(seed, num_samples, keep_fraction, gamma):
+@given(st.integers(0, 2**32), st.integers(100, 400), st.floats(0.05, 0.95), st.sampled_from([0.0, 1.0, 5.0]))
+def test_every_cluster_with_a_share_is_covered(seed, num_samples, keep_fraction, spread):
     hardness, embedding = easy_class(num_samples, seed)
     quota = round(keep_fraction * num_samples)
-    result = sample(hardness, quota, SampleConfig(gamma=gamma, num_clusters=8), embedding)
+    log_weight = -spread * hardness
+    config = SampleConfig(tail=0.1, num_clusters=8)
+    result = sample(hardness, quota, config, embedding, log_weight=log_weight)
     rest = result.reason != NOISE
-    weight = density_weights(hardness[rest], gamma)
-    mass = np.bincount(result.cluster[rest], weights=weight)
+    mass = np.bincount(result.cluster[rest], weights=np.exp(log_weight[rest]))
     share = quota * mass / mass.sum()
     num_kept = np.bincount(result.cluster[result.keep], minlength=len(mass))
     assert (num_kept[share >= 1] >= 1).all()
@@ -598,22 +489,21 @@ def test_every_cluster_with_a_share_is_covered(seed, num_samples, keep_fraction,
     assert (num_kept[uncapped] >= np.floor(share[uncapped] * (1 - 1e-9))).all()  # what caps free goes to the others
 
 
-@pytest.mark.parametrize("clustering", ["kmeans", "none"])
-def test_gamma_flattens_the_hardness_of_what_is_kept(clustering):
-    entropy = {0.0: [], 1.0: []}
-    for seed in range(5):
-        hardness, embedding = easy_class(2000, seed)
-        for gamma, found in entropy.items():
-            config = SampleConfig(clustering=clustering, tail=0.1, gamma=gamma)
-            kept = hardness[sample(hardness, 200, config, embedding, seed=seed).keep]
-            found.append(stats.entropy(np.histogram(kept, bins=10, range=(0, np.quantile(hardness, 0.9)))[0]))
-    assert min(entropy[1.0]) > max(entropy[0.0])
-    assert np.mean(entropy[1.0]) > 0.98 * np.log(10)  # even, up to chance
-
-
-def test_gamma_zero_follows_the_data():
+@pytest.mark.parametrize("clustering", ["kmeans", "mean_shift", "none"])
+def test_what_weighs_more_is_kept_more(clustering):
+    # A quarter of a class weighs three times as much: half of what is kept is of it, up to chance and the draws without
+    # replacement.
     hardness, embedding = easy_class(2000)
-    result = sample(hardness, 400, SampleConfig(tail=0.0, gamma=0.0), embedding)
+    heavy = np.random.default_rng(1).random(2000) < 0.25
+    log_weight = np.log(np.where(heavy, 3.0, 1.0))
+    config = SampleConfig(clustering=clustering, tail=0.0)
+    kept = [heavy[sample(hardness, 100, config, embedding, log_weight=log_weight, seed=k).keep] for k in range(20)]
+    assert_allclose(np.mean(kept), 0.49, atol=0.05)  # 4 standard errors
+
+
+def test_even_weights_follow_the_data():
+    hardness, embedding = easy_class(2000)
+    result = sample(hardness, 400, SampleConfig(tail=0.0), embedding)
     assert stats.ks_2samp(hardness, hardness[result.keep]).pvalue > 0.05
 
 

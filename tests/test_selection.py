@@ -1,5 +1,7 @@
 """gamma-Razor in one call: what it looks at, and that classes are weighed over rounds."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -28,13 +30,24 @@ def quotas(keep, samples) -> list[int]:
     return np.bincount(samples.label[keep], minlength=3).tolist()
 
 
-def test_what_the_proxy_contradicted_over_all_epochs_decides_the_tail(samples):
-    unguarded, whole = SampleConfig(noise_guard=False), SampleConfig(tail=0.0)
+def test_what_the_proxy_contradicted_over_all_epochs_decides_the_focus(samples):
     never = with_scores(samples, aum=np.full(900, -1.0))  # another class was never ahead, whatever one pass says
-    np.testing.assert_array_equal(
-        gamma_razor(never, 90, 0, sample=unguarded), gamma_razor(samples, 90, 0, sample=whole)
-    )
-    assert not np.array_equal(gamma_razor(samples, 90, 0, sample=unguarded), gamma_razor(samples, 90, 0, sample=whole))
+    often = with_scores(samples, aum=np.where(np.arange(900) % 2, 1.0, -1.0))  # in a half of all
+    for given, focus in ((never, 1.0), (often, math.exp(-7 * 0.5 * 0.9))):
+        np.testing.assert_array_equal(
+            gamma_razor(given, 90, 0), gamma_razor(samples, 90, 0, sample=SampleConfig(focus=focus))
+        )
+    assert not np.array_equal(gamma_razor(never, 90, 0), gamma_razor(often, 90, 0))
+
+
+def test_levels_are_of_all_classes(samples):
+    # The third class is much harder: around one level of all samples its easiest are kept, and the others' hardest.
+    sharp = SampleConfig(focus=0.6, gamma=100.0, tail=0.0)
+    hardness, keep = samples.column("el2n"), gamma_razor(samples, 90, 0, sample=sharp)
+    level = {label: hardness[keep & (samples.label == label)].mean() for label in range(3)}
+    median = {label: np.median(hardness[samples.label == label]) for label in range(3)}
+    assert level[0] > median[0] and level[1] > median[1] and level[2] < median[2]
+    assert max(level.values()) - min(level.values()) < 0.1 < (median[2] - median[0]) / 2
 
 
 def test_threshold_and_earlier_rounds_decide_the_quotas(samples):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+import ray
 from numpy.typing import NDArray
 
 from razor_ray import sampling, schema
@@ -19,6 +21,7 @@ from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.weigh import Weights
+from razor_ray.window import Window
 
 _COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
 _PARTITION_BYTES = 256 * 2**20
@@ -46,9 +49,12 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     split = exchange.scatter(
         store.files("scores"), store.filesystem, columns, partition_of_label, by="label", num_bytes=num_bytes
     )
+    num_kept = int(weights.table["quota"].to_numpy().sum())
+    window = Window.of(config.sample, num_kept / int(num_samples.sum()), weights.contradicted_fraction)
     folder = store.begin("selection")
+    shared = ray.put(weights)
     calls = (
-        (store.filesystem, f"{folder}/part-{index:05d}.parquet", weights, config, hardness, *tables)
+        (store.filesystem, f"{folder}/part-{index:05d}.parquet", shared, window, config, hardness, *tables)
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
@@ -58,7 +64,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes", memory=memory):
             by_class |= found
             progress.advance(sum(row["num_samples"] for row in found.values()))
-        num_kept = sum(row["num_kept"] for row in by_class.values())
+        found_kept = sum(row["num_kept"] for row in by_class.values())
         num_alike = sum(row["num_alike"] for row in by_class.values())
         progress.note = f"{num_kept:,} kept"
     if num_alike:
@@ -66,12 +72,13 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
             f"warning   {num_alike:,} samples have the id of another of their class: which of them is kept depends on "
             "their place in the input, and no list of ids tells them apart"
         )
-    assert num_kept == int(weights.table["quota"].to_numpy().sum()), "the selection misses its budget"
+    assert found_kept == num_kept, "the selection misses its budget"
     # In the order of the labels, so that the sum does not depend on which task ended first.
     total_weight = sum(by_class[label]["kept_weight"] for label in sorted(by_class))
     facts = {
         "num_kept": num_kept,
         "mean_kept_weight": total_weight / num_kept,
+        "window": asdict(window),
         "reasons": dict(sum((Counter(row["reasons"]) for row in by_class.values()), Counter())),
         "kept_by_class": {str(label): by_class[label]["num_kept"] for label in sorted(by_class)},
     }
@@ -117,6 +124,7 @@ def _sample_partition(
     filesystem: pafs.FileSystem,
     path: str,
     weights: Weights,
+    window: Window,
     config: PruneConfig,
     hardness: str,
     *tables: pa.Table,
@@ -130,7 +138,7 @@ def _sample_partition(
     found: dict[int, dict[str, Any]] = {}
     selections = []
     for value, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
-        selection = _sample_class(table.take(pa.array(rows)), class_rows[value], weights, config, hardness)
+        selection = _sample_class(table.take(pa.array(rows)), class_rows[value], weights, window, config, hardness)
         selections.append(selection)
         kept = selection.filter(selection["keep"])
         found[value] = {
@@ -145,7 +153,12 @@ def _sample_partition(
 
 
 def _sample_class(
-    table: pa.Table, row: dict[str, Any], weights: Weights, config: PruneConfig, hardness_name: str
+    table: pa.Table,
+    row: dict[str, Any],
+    weights: Weights,
+    window: Window,
+    config: PruneConfig,
+    hardness_name: str,
 ) -> pa.Table:
     sample_id, keys = table["sample_id"].to_numpy(), table["key"].to_pylist()  # (n,), n
     loss = table["loss"].to_numpy()  # (n,)
@@ -154,13 +167,13 @@ def _sample_class(
     hardness = table[hardness_name].to_numpy()  # (n,)
     chosen = sampling.sample_class(
         hardness=hardness,
+        log_weight=window.log_weights(weights.levels.of(hardness)),
         embedding=embedding,
         ids=random_ids(sample_id, keys, by_key=config.input.id_column is not None),
         tie_break=sample_id,
         quota=row["quota"],
         seed=config.seed,
         label=row["label"],
-        contradicted_fraction=weights.contradicted_fraction,
         wrong_label_fraction=sampling.estimate_wrong_labels(loss, table["margin"].to_numpy()),
         floor_bound=row["quota"] <= min(config.weigh.class_floor, row["num_samples"]),
         settings=config.sample,

@@ -17,6 +17,7 @@ from razor_ray.selection import Samples, gamma_razor
 from razor_ray.stages import runtime, weigh
 from razor_ray.stages.sample import _declared_memory, random_ids, sample
 from razor_ray.stages.score import hardness_column
+from razor_ray.window import Levels, Window, contradicted_fraction
 from tests.stages.test_weigh import NAMES, commit_scores, make_scores
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -202,26 +203,28 @@ def test_ids_of_users_are_hashed_by_their_bytes():
     assert random_ids(np.array([2**33 + 1]), ["a"], by_key=False).tolist() == [2**33 + 1]
 
 
-@pytest.mark.parametrize("noise_guard", [True, False])
+@pytest.mark.parametrize("tail", ["auto", 0.1])
 @pytest.mark.parametrize("hardness", ["el2n", "margin", "entropy"])
-def test_each_class_is_sampled_as_the_pure_function_says(tmp_path, hardness, noise_guard):
+def test_each_class_is_sampled_as_the_pure_function_says(tmp_path, hardness, tail):
     table = contradicted(make_scores(2000))
-    settings = SampleConfig(noise_guard=noise_guard, tail="auto")
+    settings = SampleConfig(tail=tail)
     selection = select(tmp_path / "run", table, score=ScoreConfig(hardness=hardness), sample=settings, seed=3)
     np.testing.assert_array_equal(selection["hardness"], table[hardness])
     committed = weigh.read(RunStore(str(tmp_path / "run"))).table
+    window = Window.of(settings, 0.3, contradicted_fraction(table["margin"]))
+    log_weight = window.log_weights(Levels.counted(table[hardness]).of(table[hardness]))
     for label, quota in zip(committed["label"].to_pylist(), committed["quota"].to_pylist(), strict=True):
         rows = table.filter(pc.field("label") == label)
         got = selection.filter(pc.field("label") == label)
         embedding = rows["embedding"].combine_chunks()
         expected = sampling.sample_class(
             hardness=rows[hardness].to_numpy(),
+            log_weight=log_weight[table["label"].to_numpy() == label],
             embedding=embedding.flatten().to_numpy().reshape(len(embedding), -1),
             ids=rows["sample_id"].to_numpy(),
             quota=quota,
             seed=3,
             label=label,
-            contradicted_fraction=sampling.contradicted_fraction(table["margin"].to_numpy()),
             wrong_label_fraction=sampling.estimate_wrong_labels(rows["loss"].to_numpy(), rows["margin"].to_numpy()),
             settings=settings,
             floor_bound=quota == 1,

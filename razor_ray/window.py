@@ -1,0 +1,182 @@
+r"""Where the razor cuts: which levels of hardness a budget keeps. Ours.
+
+The level of a sample is the share of all samples, of all classes, that are easier. What a budget can teach is a matter
+of levels over all classes, not in each: the easy half of a class that is easy throughout is too easy, that of a hard
+one is not (docs/experiments.md). A sample at level u is kept with a chance that goes as
+
+.. math:: \left(u^m (1 - u)^{1 - m}\right)^\gamma,
+
+the density of a Beta distribution whose mode is the focus m, and which is the narrower, the larger the sharpness γ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from razor_ray.clusters import as_scores
+from razor_ray.config import SampleConfig, check_keep_fraction
+
+_DROPPED_BITS = 12
+"""Of a float32's 32: values that differ in these only, by less than a part in two thousand, are one level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """How many samples there are at each hardness, which tells how hard a sample is among all.
+
+    Counts of integers: whoever counts, in whatever parts and order, counts the same.
+    """
+
+    code: NDArray[np.uint32]
+    """(K,) The hardness, coarsely, as integers of the same order; ascending."""
+    count: NDArray[np.int64]
+    """(K,) Samples there."""
+
+    @classmethod
+    def counted(cls, hardness: ArrayLike) -> Levels:
+        """Count samples.
+
+        Parameters
+        ----------
+        hardness : array of shape (N,)
+            Finite; looked at in float32.
+        """
+        code, count = np.unique(_codes(hardness), return_counts=True)
+        return cls(code, count.astype(np.int64))
+
+    @classmethod
+    def merged(cls, parts: Iterable[Levels]) -> Levels:
+        """The counts of several parts of the samples together."""
+        parts = list(parts)
+        code, of_each = np.unique(np.concatenate([part.code for part in parts]), return_inverse=True)
+        count = np.zeros(len(code), np.int64)
+        np.add.at(count, of_each, np.concatenate([part.count for part in parts]))
+        return cls(code, count)
+
+    def of(self, hardness: ArrayLike) -> NDArray[np.float64]:
+        """Levels of samples that were counted.
+
+        Parameters
+        ----------
+        hardness : array of shape (n,)
+
+        Returns
+        -------
+        ndarray of shape (n,)
+            In (0, 1): the share of all samples that are easier, plus half of the share of those that are alike.
+
+        Examples
+        --------
+        >>> Levels.counted([0.1, 0.3, 0.3, 0.7]).of([0.1, 0.3, 0.7]).tolist()
+        [0.125, 0.5, 0.875]
+        """
+        codes = _codes(hardness)
+        place = np.minimum(np.searchsorted(self.code, codes), len(self.code) - 1)  # (n,)
+        if len(codes) and not (len(self.code) and (self.code[place] == codes).all()):
+            raise ValueError(
+                "hardness holds values that were not counted: levels are for the samples they are made of."
+            )
+        middle = np.cumsum(self.count) - self.count / 2  # (K,)
+        return middle[place] / self.count.sum()
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The levels of hardness that are kept: around the focus, the closer the sharper."""
+
+    focus: float
+    """m in [0, 1], the level that is kept with the best chance."""
+    sharpness: float
+    """γ, at least 0. At 0 all levels have one chance."""
+
+    @classmethod
+    def of(cls, settings: SampleConfig, keep_fraction: float, contradicted_fraction: float) -> Window:
+        """The configured window, or what 'auto' stands for.
+
+        Parameters
+        ----------
+        settings : SampleConfig
+        keep_fraction : float
+            Of all samples, in (0, 1].
+        contradicted_fraction : float
+            In [0, 1], from the function of this name.
+        """
+        return cls(
+            focus=auto_focus(keep_fraction, contradicted_fraction) if settings.focus == "auto" else settings.focus,
+            sharpness=auto_sharpness(keep_fraction) if settings.gamma == "auto" else settings.gamma,
+        )
+
+    def log_weights(self, level: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Logarithms of what the chances of samples at these levels go as: (n,) in (0, 1) to (n,), at most 0."""
+        return self.sharpness * (self.focus * np.log(level) + (1 - self.focus) * np.log1p(-level))
+
+
+def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
+    """The level to keep most of: exp(-7 e (1 - r)).
+
+    r is the fraction that is kept, e the share that the proxy contradicts. The harder the data for the proxy, the more
+    of its levels are out of a small budget's reach; the larger the budget, the harder may be what it is spent on
+    (docs/experiments.md).
+
+    Parameters
+    ----------
+    keep_fraction : float
+        In (0, 1].
+    contradicted_fraction : float
+        In [0, 1].
+
+    Returns
+    -------
+    float
+        In (0, 1].
+    """
+    check_keep_fraction(keep_fraction)
+    if not 0 <= contradicted_fraction <= 1:
+        raise ValueError(f"contradicted_fraction must be in [0, 1], got {contradicted_fraction}.")
+    return math.exp(-7 * contradicted_fraction * (1 - keep_fraction))
+
+
+def auto_sharpness(keep_fraction: float) -> float:
+    """How sharp the razor is: 0.7 / r, so that the window narrows as the budget falls (docs/experiments.md).
+
+    Its width goes as the root of r: it always holds several times what is kept.
+
+    Parameters
+    ----------
+    keep_fraction : float
+        r in (0, 1].
+    """
+    check_keep_fraction(keep_fraction)
+    return 0.7 / keep_fraction
+
+
+def contradicted_fraction(margin: ArrayLike) -> float:
+    """Share of the samples, of all classes, for which the proxy prefers another class.
+
+    Parameters
+    ----------
+    margin : array of shape (n,)
+        Above 0 where some other class is ahead of the sample's own: the score `aum`, over all epochs of a proxy that
+        was trained in the run, or `margin`, of one pass. Finite.
+
+    Returns
+    -------
+    float
+        In [0, 1]; 0 without samples.
+    """
+    margin = as_scores(np.asarray(margin), "contradicted_fraction")
+    return float(np.count_nonzero(margin > 0) / max(len(margin), 1))
+
+
+def _codes(hardness: ArrayLike) -> NDArray[np.uint32]:
+    """Hardness as integers of the same order, without its last bits; of the same shape."""
+    values = as_scores(np.asarray(hardness), "hardness").astype(np.float32) + np.float32(0)  # no -0
+    bits = values.view(np.uint32)
+    # Bits of floats are in the order of their sizes: the negative turned round and put below the others.
+    ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return ordered >> np.uint32(_DROPPED_BITS)

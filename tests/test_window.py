@@ -1,0 +1,131 @@
+"""The levels of hardness and the window over them: by hand, and laws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from scipy import stats
+
+from razor_ray.config import SampleConfig
+from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction
+
+FLOATS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=80)
+
+
+# --- levels -----------------------------------------------------------------------------------------------------------
+
+
+def test_levels_by_hand():
+    # Of five, one is easier than the three that are alike: (1 + 3 / 2) / 5.
+    hardness = [0.3, -2.0, 0.3, 7.0, 0.3]
+    assert_allclose(Levels.counted(hardness).of(hardness), [0.5, 0.1, 0.5, 0.9, 0.5])
+
+
+def test_levels_of_all_signs_and_sizes():
+    hardness = np.array([-3e30, -2.0, -1e-30, 0.0, 1e-30, 1e-3, 2.0, 3e30])
+    assert_array_equal(Levels.counted(hardness).of(hardness), (np.arange(8) + 0.5) / 8)
+    assert_array_equal(Levels.counted([-0.0, 0.0, 1.0]).of([-0.0, 0.0, 1.0]), [1 / 3, 1 / 3, 5 / 6])
+
+
+def test_levels_tell_a_thousandth_apart():
+    # As near 0 as it is near 1: what easy data needs, most of whose EL2N is tiny.
+    for scale in (1.0, 1e-7):
+        hardness = scale * (1 + np.arange(5) / 1000)
+        assert_array_equal(Levels.counted(hardness).of(hardness), (np.arange(5) + 0.5) / 5)
+
+
+@given(FLOATS)
+def test_levels_are_ranks(hardness):
+    hardness = np.array(hardness, np.float32)
+    level = Levels.counted(hardness).of(hardness)
+    assert ((level > 0) & (level < 1)).all()
+    assert (np.diff(level[np.argsort(hardness)]) >= 0).all()
+    assert level.mean() == pytest.approx(0.5)  # whatever is alike
+    # What a float32 tells apart by a thousandth, or is 0, has just its middle rank.
+    coarse = np.sign(hardness) * 2.0 ** np.round(np.log2(np.abs(hardness) + 1e-30))
+    exact = (stats.rankdata(coarse) - 0.5) / len(coarse)
+    assert_allclose(Levels.counted(coarse).of(coarse), exact, rtol=1e-12)
+
+
+@given(FLOATS, st.integers(1, 5), st.integers(0, 2**32))
+def test_levels_do_not_depend_on_who_counted(hardness, num_parts, seed):
+    rng = np.random.default_rng(seed)
+    whole = Levels.counted(hardness)
+    parts = np.array_split(rng.permutation(hardness), num_parts)
+    merged = Levels.merged([Levels.counted(part) for part in parts])
+    assert_array_equal(merged.code, whole.code)
+    assert_array_equal(merged.count, whole.count)
+    assert merged.count.sum() == len(hardness)
+    assert_array_equal(merged.of(hardness[:3]), whole.of(hardness)[:3])
+
+
+def test_levels_refuse():
+    with pytest.raises(ValueError, match="values that were not counted"):
+        Levels.counted([1.0, 2.0]).of([1.5])
+    with pytest.raises(ValueError, match="values that were not counted"):
+        Levels.counted([1.0, 2.0]).of([3.0])
+    with pytest.raises(ValueError, match="NaN"):
+        Levels.counted([1.0, np.nan])
+    assert Levels.counted([]).of([]).tolist() == []
+
+
+# --- the window -------------------------------------------------------------------------------------------------------
+
+
+def test_window_by_hand():
+    # Focus 1/4 and sharpness 4: u (1 - u)^3.
+    level = np.array([0.25, 0.5, 0.9])
+    expected = level * (1 - level) ** 3
+    assert_allclose(np.exp(Window(0.25, 4.0).log_weights(level)), expected, rtol=1e-12)
+    assert_array_equal(Window(0.25, 0.0).log_weights(level), [0, 0, 0])
+    assert_allclose(np.exp(Window(1.0, 2.0).log_weights(level)), level**2)
+    assert_allclose(np.exp(Window(0.0, 2.0).log_weights(level)), (1 - level) ** 2)
+
+
+@given(st.floats(0.02, 0.98), st.floats(0.1, 500))
+def test_window_is_a_beta_density_around_its_focus(focus, sharpness):
+    level = np.linspace(0.005, 0.995, 199)
+    log_weight = Window(focus, sharpness).log_weights(level)
+    beta = stats.beta.logpdf(level, 1 + sharpness * focus, 1 + sharpness * (1 - focus))
+    assert np.ptp(log_weight - beta) < 1e-6 * (1 + sharpness)
+    assert abs(level[log_weight.argmax()] - focus) <= 0.005 + 1e-9
+
+
+def test_auto_by_hand():
+    # CIFAR-10, of which a proxy contradicts a fifth, and data of which it contradicts nothing.
+    assert auto_focus(0.1, 0.2) == pytest.approx(math.exp(-1.26))
+    assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 1.0
+    assert auto_sharpness(0.1) == pytest.approx(7.0)
+    window = Window.of(SampleConfig(), 0.1, 0.2)
+    assert (window.focus, window.sharpness) == (auto_focus(0.1, 0.2), auto_sharpness(0.1))
+    assert Window.of(SampleConfig(focus=0.4, gamma=0.0), 0.1, 0.2) == Window(0.4, 0.0)
+
+
+@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1), st.floats(0, 1))
+def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more):
+    low, high = sorted((one, other))
+    some, more = sorted((some, more))
+    assert 0 < auto_focus(low, some) <= auto_focus(high, some) <= 1
+    assert auto_focus(low, more) <= auto_focus(low, some)
+    assert auto_sharpness(low) >= auto_sharpness(high) > 0
+
+
+@pytest.mark.parametrize(
+    ("keep", "contradicted", "match"),
+    [(0.0, 0.0, "keep_fraction"), (30, 0.0, "keep_fraction"), (0.3, 1.1, "contradicted_fraction")],
+)
+def test_auto_refuses(keep, contradicted, match):
+    with pytest.raises(ValueError, match=f"{match} must be in"):
+        Window.of(SampleConfig(), keep, contradicted)
+
+
+def test_contradicted_fraction_by_hand():
+    assert contradicted_fraction(np.array([-1.0, 0.0, 0.1, 3.0, -0.2])) == 2 / 5
+    assert contradicted_fraction(np.zeros(0)) == 0.0
+    with pytest.raises(ValueError, match="NaN"):
+        contradicted_fraction(np.array([np.nan]))
