@@ -117,11 +117,12 @@ class Window:
 
 
 def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
-    """The level to keep most of: exp(-7 e (1 - r)).
+    """The level to keep most of: exp(-7 e (1 - r)), but at most 0.7.
 
     r is the fraction that is kept, e the share that the proxy contradicts. The harder the data for the proxy, the more
     of its levels are out of a small budget's reach; the larger the budget, the harder may be what it is spent on
-    (docs/experiments.md).
+    (docs/experiments.md). The bound is for a proxy that knows its images by heart, and contradicts none: nothing is to
+    be kept for being the hardest.
 
     Parameters
     ----------
@@ -133,12 +134,12 @@ def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
     Returns
     -------
     float
-        In (0, 1].
+        In (0, 0.7].
     """
     check_keep_fraction(keep_fraction)
     if not 0 <= contradicted_fraction <= 1:
         raise ValueError(f"contradicted_fraction must be in [0, 1], got {contradicted_fraction}.")
-    return math.exp(-7 * contradicted_fraction * (1 - keep_fraction))
+    return min(math.exp(-7 * contradicted_fraction * (1 - keep_fraction)), 0.7)
 
 
 def auto_sharpness(keep_fraction: float) -> float:

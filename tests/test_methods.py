@@ -44,6 +44,7 @@ def test_a_name_alone_is_the_method_as_it_is():
             weigh=WeighConfig(quota="proportional"),
             sample=SampleConfig(tail=0.4, num_clusters=2, focus=0.9),
         )),
+        ("razor:clustering=none", partial(gamma_razor, sample=SampleConfig(clustering="none"))),
         ("razor:scheme=hard,quantile=0.9", partial(gamma_razor, weigh=WeighConfig(scheme="hard", quantile=0.9))),
     ],
 )  # fmt: skip
