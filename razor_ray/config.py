@@ -213,7 +213,7 @@ class SampleConfig:
     chance. 'auto': harder as the budget grows, easier the more labels the proxy contradicts."""
     gamma: float | Auto = "auto"
     """The razor's sharpness: chances fall off around the focus u = m as (u^m (1 - u)^(1 - m))^gamma. 0 follows the
-    data; 'auto': 0.7 / keep_fraction, sharper as the budget falls."""
+    data; 'auto': sharper as the budget falls, up to 0.7 / keep_fraction."""
 
     def __post_init__(self) -> None:
         _check_at_least("sample.num_clusters", self.num_clusters, 1)

@@ -108,7 +108,9 @@ class Window:
         """
         return cls(
             focus=auto_focus(keep_fraction, contradicted_fraction) if settings.focus == "auto" else settings.focus,
-            sharpness=auto_sharpness(keep_fraction) if settings.gamma == "auto" else settings.gamma,
+            sharpness=auto_sharpness(keep_fraction, contradicted_fraction)
+            if settings.gamma == "auto"
+            else settings.gamma,
         )
 
     def log_weights(self, level: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -120,9 +122,8 @@ def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
     """The level to keep most of: exp(-7 e (1 - r)), but at most 0.7.
 
     r is the fraction that is kept, e the share that the proxy contradicts. The harder the data for the proxy, the more
-    of its levels are out of a small budget's reach; the larger the budget, the harder may be what it is spent on
-    (docs/experiments.md). The bound is for a proxy that knows its images by heart, and contradicts none: nothing is to
-    be kept for being the hardest.
+    of its levels are out of a small budget's reach; the larger the budget, the harder may be what it is spent on.
+    Above 0.7 it was too hard even for easy data (docs/experiments.md).
 
     Parameters
     ----------
@@ -136,24 +137,26 @@ def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
     float
         In (0, 0.7].
     """
-    check_keep_fraction(keep_fraction)
-    if not 0 <= contradicted_fraction <= 1:
-        raise ValueError(f"contradicted_fraction must be in [0, 1], got {contradicted_fraction}.")
+    _check_fractions(keep_fraction, contradicted_fraction)
     return min(math.exp(-7 * contradicted_fraction * (1 - keep_fraction)), 0.7)
 
 
-def auto_sharpness(keep_fraction: float) -> float:
-    """How sharp the razor is: 0.7 / r, so that the window narrows as the budget falls (docs/experiments.md).
+def auto_sharpness(keep_fraction: float, contradicted_fraction: float) -> float:
+    """How sharp the razor is: min(0.7, 3.5 e) / r, with r and e as for `auto_focus`.
 
-    Its width goes as the root of r: it always holds several times what is kept.
+    The window narrows as the budget falls; its width goes as the root of r, so that it always holds several times what
+    is kept. Of easy data more levels are of use. A proxy that contradicts nothing, as one that knows its images by
+    heart, does not say what is hard: then all have one chance.
 
     Parameters
     ----------
     keep_fraction : float
-        r in (0, 1].
+        In (0, 1].
+    contradicted_fraction : float
+        In [0, 1].
     """
-    check_keep_fraction(keep_fraction)
-    return 0.7 / keep_fraction
+    _check_fractions(keep_fraction, contradicted_fraction)
+    return min(0.7, 3.5 * contradicted_fraction) / keep_fraction
 
 
 def contradicted_fraction(margin: ArrayLike) -> float:
@@ -172,6 +175,12 @@ def contradicted_fraction(margin: ArrayLike) -> float:
     """
     margin = as_scores(np.asarray(margin), "contradicted_fraction")
     return float(np.count_nonzero(margin > 0) / max(len(margin), 1))
+
+
+def _check_fractions(keep_fraction: float, contradicted_fraction: float) -> None:
+    check_keep_fraction(keep_fraction)
+    if not 0 <= contradicted_fraction <= 1:
+        raise ValueError(f"contradicted_fraction must be in [0, 1], got {contradicted_fraction}.")
 
 
 def _codes(hardness: ArrayLike) -> NDArray[np.uint32]:

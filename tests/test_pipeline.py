@@ -61,11 +61,12 @@ def prune(path, output, weights, *options) -> int:
 def test_run_folder_is_the_contract(run):
     assert {path.name for path in run.iterdir() if not path.name.startswith(("_", "."))} == {
         *("config.json", "manifest.json", "report.html", "proxy"),
-        *("catalog", "scores", "quarantine", "weights", "selection", "subset"),
+        *("catalog", "scores", "quarantine", "levels", "weights", "selection", "subset"),
     }
     stages = {
         "catalog": schema.CATALOG,
         "scores": schema.scores(128),
+        "levels": schema.LEVELS,
         "weights": schema.WEIGHTS,
         "selection": schema.SELECTION,
         "subset": schema.SUBSET,

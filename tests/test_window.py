@@ -46,10 +46,10 @@ def test_levels_are_ranks(hardness):
     assert ((level > 0) & (level < 1)).all()
     assert (np.diff(level[np.argsort(hardness)]) >= 0).all()
     assert level.mean() == pytest.approx(0.5)  # whatever is alike
-    # What a float32 tells apart by a thousandth, or is 0, has just its middle rank.
-    coarse = np.sign(hardness) * 2.0 ** np.round(np.log2(np.abs(hardness) + 1e-30))
-    exact = (stats.rankdata(coarse) - 0.5) / len(coarse)
-    assert_allclose(Levels.counted(coarse).of(coarse), exact, rtol=1e-12)
+    # Of values that are alike or far apart these are the middle ranks.
+    powers = np.sign(hardness) * 2.0 ** np.round(np.log2(np.abs(hardness) + 1e-30))
+    exact = (stats.rankdata(powers) - 0.5) / len(powers)
+    assert_allclose(Levels.counted(powers).of(powers), exact, rtol=1e-12)
 
 
 @given(FLOATS, st.integers(1, 5), st.integers(0, 2**32))
@@ -100,9 +100,11 @@ def test_auto_by_hand():
     # CIFAR-10, of which a proxy contradicts a fifth, and data of which it contradicts nothing.
     assert auto_focus(0.1, 0.2) == pytest.approx(math.exp(-1.26))
     assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.7
-    assert auto_sharpness(0.1) == pytest.approx(7.0)
+    assert auto_sharpness(0.1, 0.2) == auto_sharpness(0.1, 0.4) == pytest.approx(7.0)
+    assert auto_sharpness(0.1, 0.1) == pytest.approx(3.5)
+    assert auto_sharpness(0.1, 0.0) == 0.0
     window = Window.of(SampleConfig(), 0.1, 0.2)
-    assert (window.focus, window.sharpness) == (auto_focus(0.1, 0.2), auto_sharpness(0.1))
+    assert (window.focus, window.sharpness) == (auto_focus(0.1, 0.2), auto_sharpness(0.1, 0.2))
     assert Window.of(SampleConfig(focus=0.4, gamma=0.0), 0.1, 0.2) == Window(0.4, 0.0)
 
 
@@ -112,7 +114,8 @@ def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more):
     some, more = sorted((some, more))
     assert 0 < auto_focus(low, some) <= auto_focus(high, some) <= 0.7
     assert auto_focus(low, more) <= auto_focus(low, some)
-    assert auto_sharpness(low) >= auto_sharpness(high) > 0
+    assert auto_sharpness(low, some) >= auto_sharpness(high, some) >= 0
+    assert auto_sharpness(low, more) >= auto_sharpness(low, some)
 
 
 @pytest.mark.parametrize(
