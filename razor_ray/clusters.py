@@ -82,7 +82,7 @@ def _cluster(
         assert embedding is not None
         assignment = _kmeans(embedding, num_clusters, seed, label)  # (n,)
     elif clustering == "mean_shift":
-        assignment = _mean_shift(unit_range(hardness))  # (n,)
+        assignment = _mean_shift(_unit_range(hardness))  # (n,)
     else:
         assignment = np.zeros(len(hardness), np.int64)
     # Number them by mean hardness: k-means' own numbers mean nothing. Ties by the first member.
@@ -179,7 +179,7 @@ def _num_distinct(rows: NDArray[np.float32], enough: int) -> int:
     return len(seen)
 
 
-def unit_range(hardness: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit_range(hardness: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values moved and scaled to [0, 1]; all 0 if they are equal."""
     low = hardness.min()
     span = hardness.max() - low

@@ -34,6 +34,8 @@ MAX_PROXY_EPOCHS = 63
 """Whether a sample was right is kept as a bit for each epoch of an int64."""
 
 _Flat = tyro.conf.arg(name="")
+_MOST_GAMMA = 1e6
+"""Far beyond it the digits of the random keys would be lost."""
 """Drops a field's own name from its flag: `InputConfig.path` inside a field `input` becomes `--input`."""
 
 
@@ -199,7 +201,7 @@ class WeighConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleConfig:
-    """Intraclass sampling: clusters, and the razor's two edges."""
+    """Intraclass sampling: clusters, what is set aside, and which levels of hardness are kept."""
 
     clustering: Literal["kmeans", "mean_shift", "none"] = "kmeans"
     """k-means on the embeddings, mean-shift on the hardness, or one cluster."""
@@ -213,7 +215,8 @@ class SampleConfig:
     chance. 'auto': harder as the budget grows, easier the more labels the proxy contradicts."""
     gamma: float | Auto = "auto"
     """The razor's sharpness: chances fall off around the focus u = m as (u^m (1 - u)^(1 - m))^gamma. 0 follows the
-    data; 'auto': sharper as the budget falls, up to 0.7 / keep_fraction."""
+    data; 'auto': sharper as the budget falls, up to 0.7 / keep_fraction, and blunt if the proxy contradicts hardly any
+    label."""
 
     def __post_init__(self) -> None:
         _check_at_least("sample.num_clusters", self.num_clusters, 1)
@@ -221,8 +224,8 @@ class SampleConfig:
             raise ValueError(f"sample.tail must be in [0, 1), got {self.tail}. It is a fraction of the class.")
         if self.focus != "auto" and not 0 <= self.focus <= 1:
             raise ValueError(f"sample.focus must be in [0, 1], got {self.focus}. It is a level of hardness.")
-        if self.gamma != "auto" and not (self.gamma >= 0 and math.isfinite(self.gamma)):
-            raise ValueError(f"sample.gamma must be at least 0, got {self.gamma}.")
+        if self.gamma != "auto" and not 0 <= self.gamma <= _MOST_GAMMA:
+            raise ValueError(f"sample.gamma must be in [0, {_MOST_GAMMA:g}], got {self.gamma}.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

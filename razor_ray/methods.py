@@ -35,8 +35,6 @@ METHODS: dict[str, Callable[..., NDArray[np.bool_]]] = {
 }
 """Every method, without settings."""
 
-_VALUES = {"true": True, "false": False}
-
 
 def resolve(
     name: str,
@@ -112,7 +110,7 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return _VALUES.get(text.lower(), text)
+    return text
 
 
 def _check(name: str, method: Callable[..., Any], settings: dict[str, Any]) -> None:

@@ -241,8 +241,8 @@ def _set_aside(
         tag(
             "p",
             f"The hardest of {manifest['reasons']['noise']:,}, with label and what the proxy takes them for: the first "
-            f"place to look for wrong labels. How many are set aside follows the budget too; the proxy contradicts the "
-            f"labels of {round(contradicted * scored):,} samples ({percent(round(contradicted * scored), scored)}).",
+            "place to look for wrong labels. The proxy contradicts the labels of "
+            f" {round(contradicted * scored):,} samples ({percent(round(contradicted * scored), scored)}).",
         ),
         tag("div", *figures[:_GALLERY_SIDE], class_="gallery"),
         tag(
@@ -322,7 +322,10 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
     clusters = f", {sample['num_clusters']} a class" if sample["clustering"] == "kmeans" else ""
     set_aside = percent(manifest["reasons"].get("noise", 0), manifest["counts"]["scored"])
     window = manifest["window"]
-    level = f"{percent(window['focus'], 1)} of all samples are easier"
+    level, auto_focus = (
+        f"{percent(window['focus'], 1)} of all samples are easier",
+        " (auto)" * (sample["focus"] == "auto"),
+    )
     beta = f"β = {ispl['beta']:.6g}{' (auto)' if weigh['beta'] == 'auto' else ''}"
     rows = [
         ["input", f"{config['input']['path']} ({_counted(manifest['input']['num_shards'], 'shard')})"],
@@ -337,7 +340,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["quotas", f"{weigh['quota']}, at least {weigh['class_floor']} of a class"],
         ["clusters", f"{sample['clustering']}{clusters}"],
         ["tail", f"{sample['tail']}: {set_aside} of the scored were set aside"],
-        ["focus", f"{window['focus']:.2f} ({level}){' (auto)' if sample['focus'] == 'auto' else ''}"],
+        *([["focus", f"{window['focus']:.2f} ({level}){auto_focus}"]] if window["sharpness"] else []),
         ["sharpness", f"γ = {window['sharpness']:.3g}{' (auto)' if sample['gamma'] == 'auto' else ''}"],
     ]
     return _section("Configuration", _table([], rows, text_columns=(0, 1)))

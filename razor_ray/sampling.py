@@ -9,8 +9,8 @@ hardness-aware cluster sampling that downsamples the easy samples within each cl
 embeddings, the tail and its size, the window and the meaning of gamma, the hashed draw.
 
 Every choice depends on (seed, sample id) and on the class's data, never on the position of a row: rows are put into
-canonical order (by id) before anything is summed, so results are the same bit for bit at any number of workers. The
-one thing that can move them is BLAS, whose float32 products may round differently on another kind of CPU.
+canonical order (by id) before anything is summed, so results are the same bit for bit at any number of workers. What
+can move them is another kind of CPU, on which BLAS and NumPy's logarithms may round differently.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ HARD, CLUSTER, CLASS_FLOOR, OVER_QUOTA, NOISE = range(len(REASONS))
 
 _LEAST_OF_A_CLUSTER = 3
 """Samples of a quota to a cluster, on average."""
+_SOFTENED_WITHIN = 1e-3
+"""How exactly the power is found: no weight is off by more than this part of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,8 +83,8 @@ def sample_class(
     hardness : ndarray of shape (n,)
         Higher = harder, in any unit: of it only the order matters, and for mean-shift its density. Finite.
     log_weight : ndarray of shape (n,)
-        Logarithms of what the chances of the samples go as, from `Window.log_weights`; only their differences matter.
-        Finite.
+        Logarithms of what the chances of the samples go as, from `Window.log_weights`; only their differences matter,
+        and of these as much as `soften` leaves. Finite.
     embedding : ndarray of shape (n, D) or None
         float16 or float32, finite. Used by 'kmeans' only, which takes about 10 * n * D bytes on top of it (94 MB for
         20,000 x 512 float16, by tracemalloc) and nothing of n * n.
@@ -161,6 +163,7 @@ def _sample_class(
     in_tail = np.zeros(len(ids), bool)
     in_tail[tail] = True
     rest = np.flatnonzero(~in_tail)  # (n - T,)
+    log_weight[rest] = _softened(log_weight[rest], quota)  # the tail's are not used
 
     preference = _draw_order(log_weight, _draw_keys(ids, seed), np.arange(len(ids)))  # (n,)
     preference = preference[~in_tail[preference]]  # (n - T,) rows of the rest, the best first
@@ -256,14 +259,61 @@ def _draw_order(
     return np.lexsort((tie_breaker, priority, is_zero))
 
 
+def soften(log_weight: NDArray[np.floating], quota: int) -> NDArray[np.float64]:
+    r"""Weights to the largest power up to 1 at which they leave a choice. Ours.
+
+    Of a class that lies far from the levels of hardness that are kept, a sharp window would take the few samples that
+    are nearest to them, of whatever part of the class, and the same for every seed. A choice is what Kish's effective
+    sample size :math:`(\sum w)^2 / \sum w^2` of at least one and a half times the quota leaves, or half of what is
+    beyond it in a class that is kept nearly whole.
+
+    Parameters
+    ----------
+    log_weight : ndarray of shape (n,)
+        Logarithms of the weights. Finite.
+    quota : int
+        Samples to keep, 0..n.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+        Logarithms, at most 0, of weights the largest of which is 1.
+    """
+    log_weight = as_scores(log_weight, "soften")
+    if not 0 <= quota <= len(log_weight):
+        raise ValueError(f"quota must be in 0..{len(log_weight)}, the number of samples, got {quota}.")
+    return _softened(log_weight, quota)
+
+
+def _softened(log_weight: NDArray[np.float64], quota: int) -> NDArray[np.float64]:
+    if len(log_weight) == 0:
+        return log_weight
+    log_weight = log_weight - log_weight.max()  # (n,)
+    enough = min(1.5 * quota, (len(log_weight) + quota) / 2)
+    if _effective_size(log_weight) >= enough:
+        return log_weight
+    # The effective size falls as the power grows: halve the interval until it is as small as the largest weights need.
+    low, high = 0.0, 1.0
+    steepest = -log_weight.min()
+    while (high - low) * steepest > _SOFTENED_WITHIN:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _effective_size(middle * log_weight) >= enough else (low, middle)
+    return low * log_weight
+
+
+def _effective_size(log_weight: NDArray[np.float64]) -> float:
+    """Kish's, of weights the largest of which is 1."""
+    weight = np.exp(log_weight)  # (n,)
+    return float(weight.sum() ** 2 / np.square(weight).sum())
+
+
 def _draw_in_clusters(
     preference: NDArray[np.intp], cluster: NDArray[np.int32], log_weight: NDArray[np.float64], quota: int
 ) -> NDArray[np.bool_]:
     """Share the quota over the clusters by their sums of weights, and take the most preferred of each; shape (n,)."""
     rest = np.sort(preference)  # canonical order again, for the float sums
     size = np.bincount(cluster[rest])  # (K,)
-    weight = np.exp(log_weight[rest] - log_weight[rest].max())  # (n - T,)
-    mass = np.bincount(cluster[rest], weights=weight)  # (K,)
+    mass = np.bincount(cluster[rest], weights=np.exp(log_weight[rest]))  # (K,)
     quotas = apportion(mass, quota, np.zeros(len(size), np.int64), size)  # (K,)
     return first_of_groups(preference, cluster, quotas)
 

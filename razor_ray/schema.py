@@ -65,9 +65,6 @@ WEIGHTS = pa.schema(
 )
 """A row per class that has samples."""
 
-LEVELS = pa.schema([pa.field("code", pa.uint32(), nullable=False), pa.field("num_samples", pa.int64(), nullable=False)])
-"""How many samples there are at each hardness, which is coded as `window.Levels` has it."""
-
 SELECTION = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),

@@ -144,9 +144,9 @@ def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
 def auto_sharpness(keep_fraction: float, contradicted_fraction: float) -> float:
     """How sharp the razor is: min(0.7, 3.5 e) / r, with r and e as for `auto_focus`.
 
-    The window narrows as the budget falls; its width goes as the root of r, so that it always holds several times what
-    is kept. Of easy data more levels are of use. A proxy that contradicts nothing, as one that knows its images by
-    heart, does not say what is hard: then all have one chance.
+    The window narrows as the budget falls, its width by the root of r, and so more slowly; in each class it is as wide
+    as the quota needs (`sampling.soften`). Of easy data more levels are of use. A proxy that contradicts nothing, as
+    one that knows its images by heart, does not say what is hard: then all have one chance.
 
     Parameters
     ----------

@@ -61,12 +61,11 @@ def prune(path, output, weights, *options) -> int:
 def test_run_folder_is_the_contract(run):
     assert {path.name for path in run.iterdir() if not path.name.startswith(("_", "."))} == {
         *("config.json", "manifest.json", "report.html", "proxy"),
-        *("catalog", "scores", "quarantine", "levels", "weights", "selection", "subset"),
+        *("catalog", "scores", "quarantine", "weights", "selection", "subset"),
     }
     stages = {
         "catalog": schema.CATALOG,
         "scores": schema.scores(128),
-        "levels": schema.LEVELS,
         "weights": schema.WEIGHTS,
         "selection": schema.SELECTION,
         "subset": schema.SUBSET,
@@ -340,7 +339,9 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     table = digits.slice(0, 200).set_column(0, "image", pa.array(encoded, pa.binary()))
     path = write_shards(table, tmp_path / "in", 2)
     arguments = ["prune", "--input", str(path), "--keep-fraction", "0.3", "--rounds", "3", "--proxy.epochs", "3"]
-    arguments += ["--score.num-workers", "1", "--keep-round-losses", "--weigh.quota", "ispl", "--output"]
+    # A hardness that only the last scores have.
+    arguments += ["--score.num-workers", "1", "--score.hardness", "dual"]
+    arguments += ["--keep-round-losses", "--weigh.quota", "ispl", "--output"]
     seen = {}
     train = pipeline.training.train
     weigh_round = pipeline._weigh_round
@@ -392,7 +393,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert columns["dyn_unc"].max() > 0.1
     assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # forgotten once at most, or never learned
     selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
-    np.testing.assert_array_equal(selection["hardness"], columns["mean_el2n"])
+    np.testing.assert_array_equal(selection["hardness"], columns["dual"])
     # A comparison chooses the same.
     run = RunStore(f"{tmp_path}/out")
     pruned = from_dict(PruneConfig, run.read_json("config.json"))

@@ -24,8 +24,10 @@ from razor_ray.sampling import (
     draw_keys,
     estimate_wrong_labels,
     sample_class,
+    soften,
     weighted_draw,
 )
+from razor_ray.window import Levels, Window
 
 PLAIN = SampleConfig(clustering="none", tail=0.0)
 
@@ -247,25 +249,81 @@ def test_class_by_hand():
 
 def test_weights_by_hand():
     # 16 samples, twelve of weight 1/12, two of 1/2 and two of 1, whatever they are multiplied by. Even weights would
-    # keep 8 * 12 / 16 of the first; with these, summing over the orders of successive draws, it is 4.196 of 8.
+    # keep 4 * 12 / 16 of the first; with these, summing over the orders of successive draws, it is 1.353 of 4.
     weight = np.array([1 / 12] * 12 + [1 / 2] * 2 + [1.0] * 2)
-    for log_weight, num_first in [(np.zeros(16), 6.0), (np.log(weight), 4.196), (np.log(weight) - 1e4, 4.196)]:
-        found = [sample(np.arange(16), 8, log_weight=log_weight, seed=seed).keep[:12].sum() for seed in range(300)]
+    for log_weight, num_first in [(np.zeros(16), 3.0), (np.log(weight), 1.353), (np.log(weight) - 1e4, 1.353)]:
+        found = [sample(np.arange(16), 4, log_weight=log_weight, seed=seed).keep[:12].sum() for seed in range(300)]
         assert_allclose(np.mean(found), num_first, atol=0.2)  # 4 standard errors
 
 
-def test_weights_far_beyond_floats_still_decide():
-    # e^-5000 is 0 as a float: the second hundred must come before the third, and the first before both.
-    log_weight = np.repeat([0.0, -5000.0, -10000.0], 100)
-    keep = sample(np.arange(300), 150, log_weight=log_weight).keep
-    assert [keep[:100].sum(), keep[100:200].sum(), keep[200:].sum()] == [100, 50, 0]
+@pytest.mark.parametrize("clustering", ["kmeans", "none"])
+def test_weights_far_beyond_floats_still_decide(clustering):
+    # e^-5000 is 0 as a float, and e^5000 infinite. A hundred of the one weight are enough to choose fifty from.
+    embedding = np.tile(np.eye(3, dtype=np.float16), (100, 1))
+    config = SampleConfig(clustering=clustering, num_clusters=3, tail=0.0)
+    for shift in (0.0, 5000.0):
+        log_weight = np.repeat([0.0, -5000.0, -10000.0], 100) + shift
+        keep = sample(np.arange(300), 50, config, embedding, log_weight=log_weight).keep
+        assert [keep[:100].sum(), keep[100:200].sum(), keep[200:].sum()] == [50, 0, 0]
+
+
+def test_soften_by_hand():
+    # Ten of weight 1 and ninety of e^-100, of which ten are to be kept: worth fifteen at weights of which the ninety
+    # have x with (10 + 90 x)^2 / (10 + 90 x^2) = 15, so that x is 0.025365.
+    log_weight = np.repeat([3.0, -97.0], [10, 90])
+    found = np.exp(soften(log_weight, 10))
+    assert_array_equal(found[:10], np.ones(10))
+    assert_allclose(found[10:], 0.025365, rtol=2e-3)
+    # Of six the ten are enough, 9 < 10; of eighty half of what is beyond them must be in reach, as much as ninety.
+    assert_array_equal(soften(log_weight, 6), log_weight - 3.0)
+    weight = np.exp(soften(log_weight, 80))
+    assert weight.sum() ** 2 / np.square(weight).sum() == pytest.approx(90, rel=1e-3)
+    assert_array_equal(soften(log_weight, 100), np.zeros(100))  # all are kept: a choice between nothing
+
+
+@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.0, 1.0, 30.0, 1e5]))
+def test_soften_leaves_a_choice(seed, num_samples, keep_fraction, spread):
+    log_weight = -spread * np.random.default_rng(seed).random(num_samples) ** 2
+    quota = round(keep_fraction * num_samples)
+    found = soften(log_weight, quota)
+    weight, given = np.exp(found), log_weight - log_weight.max()
+    assert weight.max() == 1
+    assert weight.sum() ** 2 / np.square(weight).sum() >= 0.999 * min(1.5 * quota, (num_samples + quota) / 2)
+    assert (np.diff(found[np.argsort(given)]) >= 0).all()
+    assert (found >= given).all()
+    power = found[given < 0] / given[given < 0]
+    assert_allclose(power, power[0] if len(power) else 1)  # one power for all
+
+
+@pytest.mark.parametrize("quota", [-1, 4])
+def test_soften_refuses(quota):
+    with pytest.raises(ValueError, match=r"quota must be in 0\.\.3"):
+        soften(np.zeros(3), quota)
+
+
+def test_a_class_far_from_the_focus_is_covered_all_the_same():
+    # A class that is much harder than the others, at a hundredth: without softening one sample had nearly all weight,
+    # four clusters of sixteen had some of the quota, and every seed chose much the same.
+    rng = np.random.default_rng(0)
+    others, hardness = rng.normal(size=45_000), rng.normal(3.0, 1.0, 5_000)
+    level = Levels.counted(np.concatenate([others, hardness])).of(hardness)
+    log_weight = Window.of(SampleConfig(), 0.01, 0.2).log_weights(level)
+    embedding = rng.normal(size=(5_000, 8)).astype(np.float16)
+    kept = []
+    for seed in range(2):
+        result = sample(hardness, 50, SampleConfig(tail=0.0), embedding, log_weight=log_weight, seed=seed)
+        of_cluster = np.bincount(result.cluster[result.keep], minlength=16)
+        assert np.count_nonzero(of_cluster) >= 12 and of_cluster.max() <= 15
+        kept.append(result.keep)
+    assert (kept[0] & kept[1]).sum() < 35
+    assert np.median(hardness[kept[0]]) < np.quantile(hardness, 0.1)  # and it is the easy ones, as the window says
 
 
 def test_clusters_share_the_quota_by_their_weights():
     # Two clusters of fifty, one of three times the weight of the other in sum: of a quota of twenty 15 and 5. The tail
     # is of no cluster, whatever it weighs.
     embedding = np.repeat(np.eye(3, dtype=np.float16), [50, 50, 10], axis=0)
-    hardness, log_weight = np.repeat([0.1, 0.2, 0.9], [50, 50, 10]), np.repeat(np.log([3.0, 1.0, 1e6]), [50, 50, 10])
+    hardness, log_weight = np.repeat([0.1, 0.2, 0.9], [50, 50, 10]), np.repeat([np.log(3.0), 0.0, 1e4], [50, 50, 10])
     result = sample(hardness, 20, SampleConfig(num_clusters=2, tail=10 / 110), embedding, log_weight=log_weight)
     assert_array_equal(np.bincount(result.cluster[result.keep]), [15, 5])
     assert not result.keep[100:].any()

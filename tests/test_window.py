@@ -39,6 +39,14 @@ def test_levels_tell_a_thousandth_apart():
         assert_array_equal(Levels.counted(hardness).of(hardness), (np.arange(5) + 0.5) / 5)
 
 
+def test_levels_are_bounded_in_number():
+    # Whatever there is, no more than 2^20 of them: values that differ by less than a part in four thousand are alike.
+    hardness = np.arange(1, 2**22, dtype=np.uint32).view(np.float32) * np.float32(1e38)
+    assert 2**9 < len(Levels.counted(hardness).code) <= 2**20
+    assert np.ptp(Levels.counted([1.0, 1.0002]).of([1.0, 1.0002])) == 0
+    assert np.ptp(Levels.counted([1.0, 1.0005]).of([1.0, 1.0005])) == 0.5
+
+
 @given(FLOATS)
 def test_levels_are_ranks(hardness):
     hardness = np.array(hardness, np.float32)
@@ -102,6 +110,7 @@ def test_auto_by_hand():
     assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.7
     assert auto_sharpness(0.1, 0.2) == auto_sharpness(0.1, 0.4) == pytest.approx(7.0)
     assert auto_sharpness(0.1, 0.1) == pytest.approx(3.5)
+    assert [auto_sharpness(keep, 0.2) for keep in (0.01, 0.5, 1.0)] == pytest.approx([70.0, 1.4, 0.7])
     assert auto_sharpness(0.1, 0.0) == 0.0
     window = Window.of(SampleConfig(), 0.1, 0.2)
     assert (window.focus, window.sharpness) == (auto_focus(0.1, 0.2), auto_sharpness(0.1, 0.2))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import ray
 
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, per_shard, runtime
@@ -42,8 +41,7 @@ def write(catalog: Catalog, weights: Weights, round_store: RunStore) -> None:
     split = exchange.scatter(files, filesystem, columns, partition, by="label", num_bytes=num_bytes)
     by_class = round_store.begin("ispl_by_class")
     files = [f"{by_class}/part-{index:05d}.parquet" for index in range(len(split))]
-    shared = ray.put(weights)
-    calls = ((filesystem, file, shared, *tables) for file, tables in zip(files, split, strict=True))
+    calls = ((filesystem, file, weights, *tables) for file, tables in zip(files, split, strict=True))
     for _ in runtime.run_tasks(_weigh_classes, calls, name="weigh samples"):
         pass
     per_shard.write(catalog, files, ["sample_id", WEIGHT, LOSS], _combine, round_store, "ispl")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
@@ -21,12 +22,14 @@ from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.weigh import Weights
-from razor_ray.window import Window
+from razor_ray.window import Levels, Window
 
 _COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
 _PARTITION_BYTES = 256 * 2**20
 _MIN_PARTITIONS = 16
 """Partitions are a function of the scores, not of the cluster: small enough for memory, enough for a few CPUs."""
+_FILES_COUNTED_AT_ONCE = 128
+_BLUNT = 0.1
 _TIMES_IN_MEMORY = 4
 """Of a partition, in its task: embeddings are stored in half precision, and beside that are twice as large."""
 
@@ -49,12 +52,17 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     split = exchange.scatter(
         store.files("scores"), store.filesystem, columns, partition_of_label, by="label", num_bytes=num_bytes
     )
-    num_kept = int(weights.table["quota"].to_numpy().sum())
-    window = Window.of(config.sample, num_kept / int(num_samples.sum()), weights.contradicted_fraction)
+    budget = int(weights.table["quota"].to_numpy().sum())
+    window = Window.of(config.sample, budget / int(num_samples.sum()), weights.contradicted_fraction)
+    if config.sample.gamma == "auto" and window.sharpness < _BLUNT:
+        say(
+            f"note      the proxy contradicts {weights.contradicted_fraction:.1%} of the labels, too few to say which "
+            "samples are hard: what is kept of a class is nearly random over its clusters"
+        )
     folder = store.begin("selection")
-    shared = ray.put(weights)
+    shared = ray.put(weights), ray.put(_count_levels(store, hardness, int(num_samples.sum())))
     calls = (
-        (store.filesystem, f"{folder}/part-{index:05d}.parquet", shared, window, config, hardness, *tables)
+        (store.filesystem, f"{folder}/part-{index:05d}.parquet", *shared, window, config, hardness, *tables)
         for index, tables in enumerate(split)
     )
     by_class: dict[int, dict[str, Any]] = {}
@@ -64,7 +72,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         for _, found in runtime.run_tasks(_sample_partition, calls, name="sample classes", memory=memory):
             by_class |= found
             progress.advance(sum(row["num_samples"] for row in found.values()))
-        found_kept = sum(row["num_kept"] for row in by_class.values())
+        num_kept = sum(row["num_kept"] for row in by_class.values())
         num_alike = sum(row["num_alike"] for row in by_class.values())
         progress.note = f"{num_kept:,} kept"
     if num_alike:
@@ -72,7 +80,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
             f"warning   {num_alike:,} samples have the id of another of their class: which of them is kept depends on "
             "their place in the input, and no list of ids tells them apart"
         )
-    assert found_kept == num_kept, "the selection misses its budget"
+    assert num_kept == budget, "the selection misses its budget"
     # In the order of the labels, so that the sum does not depend on which task ended first.
     total_weight = sum(by_class[label]["kept_weight"] for label in sorted(by_class))
     facts = {
@@ -83,6 +91,23 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         "kept_by_class": {str(label): by_class[label]["num_kept"] for label in sorted(by_class)},
     }
     store.commit("selection", facts)
+
+
+def _count_levels(store: RunStore, hardness: str, num_samples: int) -> Levels:
+    """Of a column of the committed scores."""
+    files = store.files("scores")
+    num_bytes = num_samples * exchange.row_bytes([hardness])
+    step = exchange.files_per_task(len(files), num_bytes, 1, _FILES_COUNTED_AT_ONCE, runtime.num_cpus())
+    calls = ((files[start : start + step], store.filesystem, hardness) for start in range(0, len(files), step))
+    levels = Levels.counted(())
+    for _, part in runtime.run_tasks(_levels_of, calls, name="count levels"):
+        levels = Levels.merged([levels, part])
+    return levels
+
+
+def _levels_of(files: list[str], filesystem: pafs.FileSystem, hardness: str) -> Levels:
+    tables = (pq.read_table(file, columns=[hardness], filesystem=filesystem) for file in files)
+    return Levels.merged([Levels.counted(table[hardness].to_numpy()) for table in tables])
 
 
 def random_ids(sample_id: NDArray[np.int64], keys: list[str], *, by_key: bool) -> NDArray[np.uint64]:
@@ -124,6 +149,7 @@ def _sample_partition(
     filesystem: pafs.FileSystem,
     path: str,
     weights: Weights,
+    levels: Levels,
     window: Window,
     config: PruneConfig,
     hardness: str,
@@ -134,11 +160,14 @@ def _sample_partition(
     # By identity inside a class: whatever order the pieces came in, every sum is over the same rows in the same order.
     order = np.lexsort((table["sample_id"].to_numpy(), label))
     present, starts = np.unique(label[order], return_index=True)
+    log_weight = window.log_weights(levels.of(table[hardness].to_numpy()))  # (N,)
     class_rows = {row["label"]: row for row in weights.table.to_pylist()}
     found: dict[int, dict[str, Any]] = {}
     selections = []
     for value, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
-        selection = _sample_class(table.take(pa.array(rows)), class_rows[value], weights, window, config, hardness)
+        selection = _sample_class(
+            table.take(pa.array(rows)), log_weight[rows], class_rows[value], weights, config, hardness
+        )
         selections.append(selection)
         kept = selection.filter(selection["keep"])
         found[value] = {
@@ -154,9 +183,9 @@ def _sample_partition(
 
 def _sample_class(
     table: pa.Table,
+    log_weight: NDArray[np.float64],
     row: dict[str, Any],
     weights: Weights,
-    window: Window,
     config: PruneConfig,
     hardness_name: str,
 ) -> pa.Table:
@@ -167,7 +196,7 @@ def _sample_class(
     hardness = table[hardness_name].to_numpy()  # (n,)
     chosen = sampling.sample_class(
         hardness=hardness,
-        log_weight=window.log_weights(weights.levels.of(hardness)),
+        log_weight=log_weight,
         embedding=embedding,
         ids=random_ids(sample_id, keys, by_key=config.input.id_column is not None),
         tie_break=sample_id,

@@ -1,8 +1,7 @@
-"""scores -> weights/ and levels/: the distributed reduce, a row per class, and how many samples are how hard.
+"""scores -> weights/: the distributed reduce, a row per class.
 
 The losses are split by class over tasks that keep them sorted. A sorted sum does not depend on how the scores were
-cut into files, and the loss at a quantile is found exactly, by counting, without bringing the losses together. So are
-the levels of hardness.
+cut into files, and the loss at a quantile is found exactly, by counting, without bringing the losses together.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.weights import IsplSettings
-from razor_ray.window import Levels
 
 _CLASSES_PER_PARTITION, _USUAL_PARTITIONS = 8, 16
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
@@ -32,15 +30,13 @@ _HALF_BITS = 16  # the bits of a float32 are counted in two halves
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The committed weights: a row per class, how samples are weighed inside it, and how hard they are among all."""
+    """The committed weights: a row per class, and how samples are weighed inside it."""
 
     table: pa.Table
     """Of `schema.WEIGHTS`, by label."""
     ispl: IsplSettings
     contradicted_fraction: float
     """Share of all samples for which the proxy prefers another class."""
-    levels: Levels
-    """Of the hardness of all samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +58,7 @@ def weigh(
     threshold: float | None = None,
     earlier: Sequence[dict[str, float]] = (),
 ) -> None:
-    """Weigh the committed scores, and commit the stages `levels` and `weights`.
+    """Weigh the committed scores, and commit the stage `weights`.
 
     Parameters
     ----------
@@ -84,17 +80,17 @@ def weigh(
     with stage("weigh", len(class_names), "classes") as progress:
         num_classes = len(class_names)
         usual = min(-(-num_classes // _CLASSES_PER_PARTITION), _USUAL_PARTITIONS)
-        num_samples, hardness = (store.commit_facts("scores")[name] for name in ("num_samples", "hardness"))
+        num_samples = store.commit_facts("scores")["num_samples"]
         partitions = exchange.num_partitions(num_classes, num_samples, usual)
         files = store.files("scores")
         margin = schema.average_margin(pq.read_schema(files[0], filesystem=store.filesystem).names)
         # Dealt out in an order of no meaning: what is large may recur at even steps.
         partition_of_label = np.random.default_rng(0).permutation(num_classes) % partitions
-        columns = list(dict.fromkeys(["label", "loss", "correct", margin, hardness]))
+        columns = ["label", "loss", "correct", margin]
         num_bytes = num_samples * exchange.row_bytes(columns)
         split = exchange.scatter(files, store.filesystem, columns, partition_of_label, by="label", num_bytes=num_bytes)
-        gather = ray.remote(_gather).options(name="gather losses", num_returns=2)
-        held, counted = zip(*(gather.remote(hardness, *tables) for tables in split), strict=True)
+        gather = ray.remote(_gather).options(name="gather losses")
+        held = [gather.remote(*tables) for tables in split]
         ispl = IsplSettings.of(config, threshold or _exact_quantile(held, config.quantile))
         by_class: dict[int, dict[str, Any]] = {}
         for _, found in runtime.run_tasks(_class_mass, ((ref, ispl) for ref in held), name="weigh"):
@@ -105,12 +101,7 @@ def weigh(
             counts = [*(counts[str(label)] for counts in earlier), found["effective_count"]]
             found["effective_count"] = math.fsum(counts) / len(counts)
         table, facts = _weights_table(class_names, by_class, config, keep_fraction)
-        levels = Levels.merged(ray.get(list(counted)))
         progress.note = f"{facts['budget']:,} of {facts['num_samples']:,} samples to keep"
-    folder = store.begin("levels")
-    columns = {"code": levels.code, "num_samples": levels.count}
-    write_table(store.filesystem, f"{folder}/levels.parquet", schema.table(columns, schema.LEVELS, "levels"))
-    store.commit("levels", {})
     folder = store.begin("weights")
     write_table(store.filesystem, f"{folder}/weights.parquet", table)
     store.commit("weights", facts | {"ispl": asdict(ispl), "effective_count": facts_of_classes})
@@ -123,37 +114,28 @@ def threshold_of_round(first: dict[str, Any], config: WeighConfig, number: int) 
 
 def read(store: RunStore) -> Weights:
     """The committed weights."""
-    table = schema.check(store.read("weights"), schema.WEIGHTS, "weights")
-    levels = schema.check(store.read("levels"), schema.LEVELS, "levels")
-    facts = store.commit_facts("weights")
-    return Weights(
-        table,
-        IsplSettings(**facts["ispl"]),
-        facts["contradicted_fraction"],
-        Levels(levels["code"].to_numpy(), levels["num_samples"].to_numpy()),
-    )
+    table, facts = schema.check(store.read("weights"), schema.WEIGHTS, "weights"), store.commit_facts("weights")
+    return Weights(table, IsplSettings(**facts["ispl"]), facts["contradicted_fraction"])
 
 
-def _gather(hardness: str, *tables: pa.Table) -> tuple[dict[int, _ClassLosses], Levels]:
+def _gather(*tables: pa.Table) -> dict[int, _ClassLosses]:
     table = pa.concat_tables(tables)
-    levels = Levels.counted(table[hardness].to_numpy())
     label, loss = table["label"].to_numpy(), table["loss"].to_numpy()
     correct = table["correct"].to_numpy(zero_copy_only=False)
     is_ahead = table[schema.average_margin(table.column_names)].to_numpy() > 0  # (N,) another class is
     order = np.lexsort((loss, label))  # (N,)
     label, loss, correct, is_ahead = label[order], loss[order], correct[order], is_ahead[order]
     if not len(label):
-        return {}, levels  # a partition none of whose classes has a sample
+        return {}  # a partition none of whose classes has a sample
     present, starts = np.unique(label, return_index=True)
     stops = [*starts[1:].tolist(), len(label)]
-    classes = {
+    return {
         int(value): _ClassLosses(loss[start:stop], int(correct[start:stop].sum()), int(is_ahead[start:stop].sum()))
         for value, start, stop in zip(present, starts.tolist(), stops, strict=True)
     }
-    return classes, levels
 
 
-def _exact_quantile(held: Sequence[Any], quantile: float) -> float:
+def _exact_quantile(held: list[Any], quantile: float) -> float:
     """The loss at a quantile of all losses, as `weights.loss_quantile` defines it.
 
     The bits of a non-negative float32 are in the order of its value, so counting the upper halves finds the upper half
@@ -172,7 +154,7 @@ def _exact_quantile(held: Sequence[Any], quantile: float) -> float:
     return found if found > 0 else _smallest_positive(held)
 
 
-def _smallest_positive(held: Sequence[Any]) -> float:
+def _smallest_positive(held: list[Any]) -> float:
     """Most losses are exactly 0: a threshold of 0 would make every weight 0 or undefined."""
     found = [value for _, value in runtime.run_tasks(_smallest_of, ((ref,) for ref in held), name="smallest loss")]
     positive = [value for value in found if value > 0]
@@ -184,7 +166,7 @@ def _smallest_of(classes: dict[int, _ClassLosses]) -> float:
     return min(positive, default=0.0)
 
 
-def _sum_counts(held: Sequence[Any], upper: int | None) -> NDArray[np.int64]:
+def _sum_counts(held: list[Any], upper: int | None) -> NDArray[np.int64]:
     total = np.zeros(2**_HALF_BITS, np.int64)
     for _, counts in runtime.run_tasks(_count_halves, ((ref, upper) for ref in held), name="count losses"):
         total += counts

@@ -3,6 +3,7 @@
 import pickle
 import tracemalloc
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -142,19 +143,46 @@ def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypa
     assert select(tmp_path / "workers", table, 5).equals(one)
 
 
-@pytest.mark.parametrize("quota", ["ispl", "recall"])
-def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota):
-    table = make_scores(2000)
-    selection = select(tmp_path / "run", table, weigh=WeighConfig(scheme="diversity", quota=quota), seed=5)
+@pytest.mark.parametrize(
+    ("quota", "hardness", "with_aum"), [("ispl", "el2n", False), ("recall", "margin", False), ("ispl", "loss", True)]
+)
+def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota, hardness, with_aum):
+    # Of 1,999 the budget is no three tenths, but 600 of 1,999: what the window follows.
+    table, rng = make_scores(2000).slice(0, 1999), np.random.default_rng(4)
+    at = table.schema.get_field_index(hardness)
+    values = rng.exponential(size=1999).astype(np.float32) - (hardness == "margin")  # no two are the same
+    table = table.set_column(at, table.schema.field(at), pa.array(values, pa.float32()))
+    names = [*schema.SCORE_NAMES, "correct"]
+    if with_aum:  # of it, not of the margin of one pass, is what the proxy contradicts
+        table = table.append_column("aum", pa.array(rng.normal(-1.0, 1.0, 1999), pa.float32()))
+        names.append("aum")
+    settings = {"weigh": WeighConfig(scheme="diversity", quota=quota), "score": ScoreConfig(hardness=hardness)}
+    selection = select(tmp_path / "run", table, seed=5, **settings)
     embedding = table["embedding"].combine_chunks()
     samples = Samples(
         ids=table["sample_id"].to_numpy(),
         label=table["label"].to_numpy(),
-        scores={name: table[name].to_numpy() for name in (*schema.SCORE_NAMES, "correct")},
-        embedding=embedding.flatten().to_numpy().reshape(2000, -1),
+        scores={name: table[name].to_numpy() for name in names},
+        embedding=embedding.flatten().to_numpy().reshape(1999, -1),
+        hardness=hardness,
     )
-    keep = gamma_razor(samples, 600, 5, weigh=WeighConfig(scheme="diversity", quota=quota))
+    keep = gamma_razor(samples, 600, 5, weigh=settings["weigh"])
     np.testing.assert_array_equal(keep, selection["keep"])
+    contradicted = contradicted_fraction(table["aum" if with_aum else "margin"])
+    assert 0.05 < contradicted < 0.5
+    window = RunStore(str(tmp_path / "run")).commit_facts("selection")["window"]
+    assert window == asdict(Window.of(SampleConfig(), 600 / 1999, contradicted))
+
+
+def test_a_proxy_that_contradicts_nothing_is_told_of(tmp_path, capfd):
+    table = make_scores(500)
+    at = table.schema.get_field_index("margin")
+    sure = table.set_column(at, table.schema.field(at), pa.array(np.full(500, -1, np.float32)))
+    select(tmp_path / "sure", sure)
+    assert "note      the proxy contradicts 0.0% of the labels, too few to say which" in capfd.readouterr().err
+    select(tmp_path / "given", sure, sample=SampleConfig(gamma=0.0))  # as it was asked for
+    select(tmp_path / "unsure", table)
+    assert "note" not in capfd.readouterr().err
 
 
 def test_another_seed_selects_others(tmp_path):

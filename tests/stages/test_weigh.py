@@ -10,7 +10,6 @@ from razor_ray import schema, weights
 from razor_ray.config import WeighConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import weigh
-from razor_ray.window import Levels
 
 NAMES = tuple("abcdefg")
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -121,19 +120,6 @@ def test_bit_identical_however_the_scores_are_cut(tmp_path):
     for other in found[1:]:
         assert other.table.equals(found[0].table)
         assert other.ispl == found[0].ispl
-        assert_array_equal(other.levels.code, found[0].levels.code)
-        assert_array_equal(other.levels.count, found[0].levels.count)
-
-
-@pytest.mark.parametrize("hardness", ["el2n", "loss"])
-def test_levels_are_of_the_hardness_of_all_samples(tmp_path, hardness):
-    table = make_scores(2000)
-    store = RunStore(str(tmp_path / "run"))
-    commit_scores(store, table, 3, hardness=hardness)
-    weigh.weigh(store, NAMES, WeighConfig(), 0.3)
-    got, values = weigh.read(store).levels, table[hardness].to_numpy()
-    assert_array_equal(got.of(values), Levels.counted(values).of(values))
-    assert got.count.sum() == 2000
 
 
 @pytest.mark.parametrize("rule", ["ispl", "proportional", "uniform", "recall"])
