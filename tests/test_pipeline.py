@@ -404,7 +404,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     razor = cells.method_of("razor", CompareConfig(run="run", output="out"), data)
     np.testing.assert_array_equal(razor(samples, selection["keep"].to_numpy().sum(), pruned.seed), selection["keep"])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["scores"]["hardness"] == "mean_el2n"
+    assert manifest["scores"]["hardness"] == "dual"
     assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))
     # All of it, rounds and quarantine too, is there for another choice.
     other = ["--scores-from", f"{tmp_path}/out", "--keep-fraction", "0.2", "--score.hardness", "aum", "--seed", "3"]
