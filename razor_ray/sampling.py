@@ -37,8 +37,8 @@ HARD, CLUSTER, CLASS_FLOOR, OVER_QUOTA, NOISE = range(len(REASONS))
 
 _LEAST_OF_A_CLUSTER = 3
 """Samples of a quota to a cluster, on average."""
-_SOFTENED_WITHIN = 1e-3
-"""How exactly the power is found: no weight is off by more than this part of it."""
+_SOFTENED_WITHIN, _MOST_HALVINGS = 1e-3, 100
+"""How exactly the power is found: no weight is off by more than this part of it, unless it is far beyond floats."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,12 +292,13 @@ def _softened(log_weight: NDArray[np.float64], quota: int) -> NDArray[np.float64
     enough = min(1.5 * quota, (len(log_weight) + quota) / 2)
     if _effective_size(log_weight) >= enough:
         return log_weight
-    # The effective size falls as the power grows: halve the interval until it is as small as the largest weights need.
+    # The effective size falls as the power grows: halve the interval until no weight hangs on where in it the power is.
     low, high = 0.0, 1.0
-    steepest = -log_weight.min()
-    while (high - low) * steepest > _SOFTENED_WITHIN:
+    for _ in range(_MOST_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if _effective_size(middle * log_weight) >= enough else (low, middle)
+        if (high - low) * -log_weight.min() < _SOFTENED_WITHIN:
+            break
     return low * log_weight
 
 

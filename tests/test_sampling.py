@@ -281,7 +281,7 @@ def test_soften_by_hand():
     assert_array_equal(soften(log_weight, 100), np.zeros(100))  # all are kept: a choice between nothing
 
 
-@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.0, 1.0, 30.0, 1e5]))
+@given(st.integers(0, 2**32), st.integers(1, 300), st.floats(0, 1), st.sampled_from([0.0, 1.0, 30.0, 1e5, 1e300]))
 def test_soften_leaves_a_choice(seed, num_samples, keep_fraction, spread):
     log_weight = -spread * np.random.default_rng(seed).random(num_samples) ** 2
     quota = round(keep_fraction * num_samples)
