@@ -118,12 +118,33 @@ class Window:
         return self.sharpness * (self.focus * np.log(level) + (1 - self.focus) * np.log1p(-level))
 
 
-def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
-    """The level to keep most of: exp(-7 e (1 - r)), but at most 0.7.
+def difficulty(contradicted_fraction: float) -> float:
+    """How hard the data is for the rules of focus and sharpness: 5 e, at most 1, of the contradicted share e.
 
-    r is the fraction that is kept, e the share that the proxy contradicts. The harder the data for the proxy, the more
-    of its levels are out of a small budget's reach; the larger the budget, the harder may be what it is spent on.
-    Above 0.7 it was too hard even for easy data (docs/experiments.md).
+    Beyond a fifth more is contradicted by a proxy that was trained for less, or because labels are wrong, and what a
+    budget can teach is no other for that (docs/experiments.md).
+
+    Parameters
+    ----------
+    contradicted_fraction : float
+        In [0, 1], from the function of this name.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+    """
+    if not 0 <= contradicted_fraction <= 1:
+        raise ValueError(f"contradicted_fraction must be in [0, 1], got {contradicted_fraction}.")
+    return min(5 * contradicted_fraction, 1.0)
+
+
+def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
+    """The level to keep most of: exp(-1.4 d (1 - r)), but at most 0.7.
+
+    r is the fraction that is kept, d the `difficulty` of the data. The harder the data, the more of its levels are out
+    of a small budget's reach; the larger the budget, the harder may be what it is spent on. Above 0.7 it was too hard
+    even for easy data (docs/experiments.md).
 
     Parameters
     ----------
@@ -137,12 +158,12 @@ def auto_focus(keep_fraction: float, contradicted_fraction: float) -> float:
     float
         In (0, 0.7].
     """
-    _check_fractions(keep_fraction, contradicted_fraction)
-    return min(math.exp(-7 * contradicted_fraction * (1 - keep_fraction)), 0.7)
+    check_keep_fraction(keep_fraction)
+    return min(math.exp(-1.4 * difficulty(contradicted_fraction) * (1 - keep_fraction)), 0.7)
 
 
 def auto_sharpness(keep_fraction: float, contradicted_fraction: float) -> float:
-    """How sharp the razor is: min(0.7, 3.5 e) / r, with r and e as for `auto_focus`.
+    """How sharp the razor is: 0.7 d / r, with r and d as for `auto_focus`.
 
     The window narrows as the budget falls, its width by the root of r, and so more slowly; in each class it is as wide
     as the quota needs (`sampling.soften`). Of easy data more levels are of use. A proxy that contradicts nothing, as
@@ -155,8 +176,8 @@ def auto_sharpness(keep_fraction: float, contradicted_fraction: float) -> float:
     contradicted_fraction : float
         In [0, 1].
     """
-    _check_fractions(keep_fraction, contradicted_fraction)
-    return min(0.7, 3.5 * contradicted_fraction) / keep_fraction
+    check_keep_fraction(keep_fraction)
+    return 0.7 * difficulty(contradicted_fraction) / keep_fraction
 
 
 def contradicted_fraction(margin: ArrayLike) -> float:
@@ -175,12 +196,6 @@ def contradicted_fraction(margin: ArrayLike) -> float:
     """
     margin = as_scores(np.asarray(margin), "contradicted_fraction")
     return float(np.count_nonzero(margin > 0) / max(len(margin), 1))
-
-
-def _check_fractions(keep_fraction: float, contradicted_fraction: float) -> None:
-    check_keep_fraction(keep_fraction)
-    if not 0 <= contradicted_fraction <= 1:
-        raise ValueError(f"contradicted_fraction must be in [0, 1], got {contradicted_fraction}.")
 
 
 def _codes(hardness: ArrayLike) -> NDArray[np.uint32]:

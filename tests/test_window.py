@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from razor_ray.config import SampleConfig
-from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction
+from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction, difficulty
 
 FLOATS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=80)
 
@@ -106,7 +106,9 @@ def test_window_is_a_beta_density_around_its_focus(focus, sharpness):
 
 def test_auto_by_hand():
     # CIFAR-10, of which a proxy contradicts a fifth, and data of which it contradicts nothing.
-    assert auto_focus(0.1, 0.2) == pytest.approx(math.exp(-1.26))
+    assert [difficulty(each) for each in (0.0, 0.1, 0.2, 0.9)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+    assert auto_focus(0.1, 0.2) == auto_focus(0.1, 0.6) == pytest.approx(math.exp(-1.26))
+    assert auto_focus(0.1, 0.1) == pytest.approx(math.exp(-0.63))
     assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.7
     assert auto_sharpness(0.1, 0.2) == auto_sharpness(0.1, 0.4) == pytest.approx(7.0)
     assert auto_sharpness(0.1, 0.1) == pytest.approx(3.5)
