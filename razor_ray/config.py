@@ -211,12 +211,12 @@ class SampleConfig:
     """The fraction of a class, its hardest samples, that is set aside. 'auto', the guard against noise: the estimated
     share of wrong labels. 0 sets nothing aside."""
     focus: float | Auto = "auto"
-    """The level of hardness, from 0 for the easiest of all samples to 1 for the hardest, that is kept with the best
-    chance. 'auto': harder as the budget grows, easier the more labels the proxy contradicts."""
+    """The level of hardness that is kept with the best chance; a sample's level is the share of all samples that are
+    easier, 0 to 1. 'auto': higher as the budget grows, lower the more labels the proxy contradicts, up to a fifth."""
     gamma: float | Auto = "auto"
-    """The razor's sharpness: chances fall off around the focus u = m as (u^m (1 - u)^(1 - m))^gamma. 0 follows the
-    data; 'auto': sharper as the budget falls, up to 0.7 / keep_fraction, and blunt if the proxy contradicts hardly any
-    label."""
+    """The razor's sharpness, 0 to 1e6: at level u the chance goes as (u^m (1 - u)^(1 - m))^gamma, m the focus, as far
+    as that leaves a class something to choose from. 0: the same chance at every level. 'auto': up to
+    0.7 / keep_fraction, less if the proxy contradicts less than a fifth of the labels."""
 
     def __post_init__(self) -> None:
         _check_at_least("sample.num_clusters", self.num_clusters, 1)

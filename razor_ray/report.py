@@ -31,10 +31,10 @@ _MAX_REASON_LENGTH = 300
 
 _REASONS = {
     "hard": ("kept", "from the harder half of its class, once the tail was set aside"),
-    "cluster": ("kept", "from the easier half of its class, so that every cluster stays covered"),
+    "cluster": ("kept", "from the easier half of its class"),
     "class_floor": ("kept", "the class floor, not its weight, set how many of the class are kept"),
-    "over_quota": ("dropped", "its cluster had its share already: the draw preferred others"),
-    "noise": ("dropped", "in the hardest tail of its class, which looks like wrong labels"),
+    "over_quota": ("dropped", "too easy or too hard for this budget, or others of its cluster were drawn"),
+    "noise": ("dropped", "in the hardest tail of its class: what looks like wrong labels, or as much as was asked for"),
 }
 
 _SCORES = {
@@ -340,7 +340,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
         ["quotas", f"{weigh['quota']}, at least {weigh['class_floor']} of a class"],
         ["clusters", f"{sample['clustering']}{clusters}"],
         ["tail", f"{sample['tail']}: {set_aside} of the scored were set aside"],
-        *([["focus", f"{window['focus']:.2f} ({level}){auto_focus}"]] if window["sharpness"] else []),
+        *([["focus", f"{window['focus']:.2g} ({level}){auto_focus}"]] if window["sharpness"] else []),
         ["sharpness", f"γ = {window['sharpness']:.3g}{' (auto)' if sample['gamma'] == 'auto' else ''}"],
     ]
     return _section("Configuration", _table([], rows, text_columns=(0, 1)))

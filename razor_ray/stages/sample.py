@@ -29,7 +29,7 @@ _PARTITION_BYTES = 256 * 2**20
 _MIN_PARTITIONS = 16
 """Partitions are a function of the scores, not of the cluster: small enough for memory, enough for a few CPUs."""
 _FILES_COUNTED_AT_ONCE = 128
-_BLUNT = 0.1
+_BLUNT, _MOST_CONTRADICTED = 0.1, 0.6
 _TIMES_IN_MEMORY = 4
 """Of a partition, in its task: embeddings are stored in half precision, and beside that are twice as large."""
 
@@ -59,6 +59,11 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
             f"note      the proxy contradicts {weights.contradicted_fraction:.1%} of the labels, too few to say which "
             "samples are hard: what is kept of a class is nearly random over its clusters"
         )
+    if weights.contradicted_fraction > _MOST_CONTRADICTED:
+        say(
+            f"note      the proxy contradicts {weights.contradicted_fraction:.1%} of the labels: what it finds hard "
+            "says little. Train it for more epochs, or bring weights, unless labels are as wrong as that"
+        )
     folder = store.begin("selection")
     shared = ray.put(weights), ray.put(_count_levels(store, hardness, int(num_samples.sum())))
     calls = (
@@ -74,7 +79,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
             progress.advance(sum(row["num_samples"] for row in found.values()))
         num_kept = sum(row["num_kept"] for row in by_class.values())
         num_alike = sum(row["num_alike"] for row in by_class.values())
-        progress.note = f"{num_kept:,} kept"
+        progress.note = f"{num_kept:,} kept, focus {window.focus:.2g}, γ {window.sharpness:.2g}"
     if num_alike:
         say(
             f"warning   {num_alike:,} samples have the id of another of their class: which of them is kept depends on "

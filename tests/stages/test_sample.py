@@ -174,7 +174,7 @@ def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota, hardness, with_aum
     assert window == asdict(Window.of(SampleConfig(), 600 / 1999, contradicted))
 
 
-def test_a_proxy_that_contradicts_nothing_is_told_of(tmp_path, capfd):
+def test_a_proxy_that_contradicts_nothing_or_nearly_all_is_told_of(tmp_path, capfd):
     table = make_scores(500)
     at = table.schema.get_field_index("margin")
     sure = table.set_column(at, table.schema.field(at), pa.array(np.full(500, -1, np.float32)))
@@ -183,6 +183,11 @@ def test_a_proxy_that_contradicts_nothing_is_told_of(tmp_path, capfd):
     select(tmp_path / "given", sure, sample=SampleConfig(gamma=0.0))  # as it was asked for
     select(tmp_path / "unsure", table)
     assert "note" not in capfd.readouterr().err
+    lost = table.set_column(
+        at, table.schema.field(at), pa.array(np.where(np.arange(500) < 310, 0.5, -0.5), pa.float32())
+    )
+    select(tmp_path / "lost", lost)
+    assert "note      the proxy contradicts 62.0% of the labels: what it finds hard says" in capfd.readouterr().err
 
 
 def test_another_seed_selects_others(tmp_path):
