@@ -241,7 +241,7 @@ def _set_aside(
         tag(
             "p",
             f"The hardest of {manifest['reasons']['noise']:,}, with label and what the proxy takes them for: the first "
-            "place to look for wrong labels. The proxy contradicts the labels of "
+            "place to look for wrong labels. The proxy contradicts the labels of"
             f" {round(contradicted * scored):,} samples ({percent(round(contradicted * scored), scored)}).",
         ),
         tag("div", *figures[:_GALLERY_SIDE], class_="gallery"),
