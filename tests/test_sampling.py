@@ -539,7 +539,7 @@ def test_every_cluster_with_a_share_is_covered(seed, num_samples, keep_fraction,
     config = SampleConfig(tail=0.1, num_clusters=8)
     result = sample(hardness, quota, config, embedding, log_weight=log_weight)
     rest = result.reason != NOISE
-    mass = np.bincount(result.cluster[rest], weights=np.exp(log_weight[rest]))
+    mass = np.bincount(result.cluster[rest], weights=np.exp(soften(log_weight[rest], quota)))
     share = quota * mass / mass.sum()
     num_kept = np.bincount(result.cluster[result.keep], minlength=len(mass))
     assert (num_kept[share >= 1] >= 1).all()
