@@ -34,9 +34,9 @@ MAX_PROXY_EPOCHS = 63
 """Whether a sample was right is kept as a bit for each epoch of an int64."""
 
 _Flat = tyro.conf.arg(name="")
+"""Drops a field's own name from its flag: `InputConfig.path` inside a field `input` becomes `--input`."""
 _MOST_GAMMA = 1e6
 """Far beyond it the digits of the random keys would be lost."""
-"""Drops a field's own name from its flag: `InputConfig.path` inside a field `input` becomes `--input`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,11 @@ class Levels:
         ----------
         hardness : array of shape (N,)
             Finite; looked at in float32.
+
+        Raises
+        ------
+        ValueError
+            If a value is NaN or infinite.
         """
         code, count = np.unique(_codes(hardness), return_counts=True)
         return cls(code, count.astype(np.int64))
@@ -69,6 +74,11 @@ class Levels:
         -------
         ndarray of shape (n,)
             In (0, 1): the share of all samples that are easier, plus half of the share of those that are alike.
+
+        Raises
+        ------
+        ValueError
+            If a value was not counted.
 
         Examples
         --------
@@ -121,8 +131,8 @@ class Window:
 def difficulty(contradicted_fraction: float) -> float:
     """How hard the data is for the rules of focus and sharpness: 5 e, at most 1, of the contradicted share e.
 
-    Beyond a fifth more is contradicted by a proxy that was trained for less, or because labels are wrong, and what a
-    budget can teach is no other for that (docs/experiments.md).
+    More than a fifth is contradicted by a proxy that was trained for less, or because labels are wrong, too; the rules
+    go no further than where they were measured (docs/experiments.md).
 
     Parameters
     ----------

@@ -29,7 +29,9 @@ _PARTITION_BYTES = 256 * 2**20
 _MIN_PARTITIONS = 16
 """Partitions are a function of the scores, not of the cluster: small enough for memory, enough for a few CPUs."""
 _FILES_COUNTED_AT_ONCE = 128
+"""Of one column each."""
 _BLUNT, _MOST_CONTRADICTED = 0.1, 0.6
+"""A sharpness below the one, or a share of labels that the proxy contradicts above the other, is told of."""
 _TIMES_IN_MEMORY = 4
 """Of a partition, in its task: embeddings are stored in half precision, and beside that are twice as large."""
 
