@@ -94,9 +94,10 @@ def test_help_loads_neither_ray_nor_torch():
     assert ended.returncode == 0, ended.stderr[-500:]
 
 
-def test_as_a_module_it_gives_the_status():
+@pytest.mark.parametrize("module", ["razor_ray", "razor_ray.cli"])
+def test_as_a_module_it_gives_the_status(module):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "razor_ray.cli", "prune", "--input", "x", "--output", "y", "--keep-fraction", "30"]
+    command = [sys.executable, "-m", module, "prune", "--input", "x", "--output", "y", "--keep-fraction", "30"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert ended.stdout == ""
