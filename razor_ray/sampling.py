@@ -15,7 +15,6 @@ can move them is another kind of CPU, on which BLAS and NumPy's logarithms may r
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -383,13 +382,31 @@ def estimate_wrong_labels(loss: NDArray[np.floating], margin: NDArray[np.floatin
     return min(0.5, np.count_nonzero(contradicted) / len(loss))
 
 
+def tail_size(fraction: float, num_samples: NDArray[np.integer]) -> NDArray[np.int64]:
+    """How many samples a tail is, were there no quota to leave.
+
+    Parameters
+    ----------
+    fraction : float
+        Of a class, in [0, 1].
+    num_samples : ndarray of shape (C,)
+        Of classes.
+
+    Returns
+    -------
+    ndarray of shape (C,)
+        floor(fraction * num_samples).
+    """
+    # 1e-9: 0.29 * 100 is 28.999999999999996, and means 29.
+    return np.floor(fraction * np.asarray(num_samples) + 1e-9).astype(np.int64)
+
+
 def _tail_size(hardness: NDArray[np.float64], quota: int, fraction: float) -> int:
     """Number of samples to set aside, between 0 and n - quota."""
     num_samples = len(hardness)
     if quota == 0 or hardness.min() == hardness.max():
         return 0
-    # 1e-9: 0.29 * 100 is 28.999999999999996, and means 29.
-    return min(math.floor(fraction * num_samples + 1e-9), num_samples - quota)
+    return min(int(tail_size(fraction, np.array([num_samples]))[0]), num_samples - quota)
 
 
 def _hardest(hardness: NDArray[np.float64], ids: NDArray[np.uint64], seed: int, count: int) -> NDArray[np.intp]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +17,7 @@ import ray
 from numpy.typing import NDArray
 
 from razor_ray import sampling, schema
-from razor_ray.config import PruneConfig
+from razor_ray.config import PruneConfig, SampleConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
@@ -56,16 +57,8 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     )
     budget = int(weights.table["quota"].to_numpy().sum())
     window = Window.of(config.sample, budget / int(num_samples.sum()), weights.contradicted_fraction)
-    if config.sample.gamma == "auto" and window.sharpness < _BLUNT:
-        say(
-            f"note      the proxy contradicts {weights.contradicted_fraction:.1%} of the labels, too few to say which "
-            "samples are hard: what is kept of a class is nearly random over its clusters"
-        )
-    if weights.contradicted_fraction > _MOST_CONTRADICTED:
-        say(
-            f"note      the proxy contradicts {weights.contradicted_fraction:.1%} of the labels: what it finds hard "
-            "says little. Train it for more epochs, or bring weights, unless labels are as wrong as that"
-        )
+    for note in _notes(config.sample, window, weights):
+        say(f"note      {note}")
     folder = store.begin("selection")
     shared = ray.put(weights), ray.put(_count_levels(store, hardness, int(num_samples.sum())))
     calls = (
@@ -98,6 +91,32 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         "kept_by_class": {str(label): by_class[label]["num_kept"] for label in sorted(by_class)},
     }
     store.commit("selection", facts)
+
+
+def _notes(settings: SampleConfig, window: Window, weights: Weights) -> Iterator[str]:
+    """What about a choice is not as one may think."""
+    contradicted = weights.contradicted_fraction
+    if settings.gamma == "auto" and window.sharpness < _BLUNT:
+        yield (
+            f"the proxy contradicts {contradicted:.1%} of the labels, too few to say which samples are hard: what is "
+            "kept of a class is nearly random over its clusters"
+        )
+    if settings.focus != "auto" and window.sharpness == 0:
+        yield f"sample.focus {settings.focus} has no effect where γ is 0: all levels of hardness have one chance"
+    if contradicted > _MOST_CONTRADICTED:
+        yield (
+            f"the proxy contradicts {contradicted:.1%} of the labels: what it finds hard says little. Train it for "
+            "more epochs, or bring weights, unless labels are as wrong as that"
+        )
+    if settings.tail != "auto":
+        num_samples, quota = weights.table["num_samples"].to_numpy(), weights.table["quota"].to_numpy()  # (C,), (C,)
+        is_drawn = (quota > 0) & (quota < num_samples)
+        is_short = is_drawn & (sampling.tail_size(settings.tail, num_samples) > num_samples - quota)
+        if is_short.any():
+            yield (
+                f"sample.tail {settings.tail} would leave fewer samples than are to be kept in {is_short.sum()} of "
+                f"{len(quota)} classes: there less is set aside"
+            )
 
 
 def _count_levels(store: RunStore, hardness: str, num_samples: int) -> Levels:

@@ -190,6 +190,21 @@ def test_a_proxy_that_contradicts_nothing_or_nearly_all_is_told_of(tmp_path, cap
     assert "note      the proxy contradicts 62.0% of the labels: what it finds hard says" in capfd.readouterr().err
 
 
+def test_settings_without_their_effect_are_told_of(tmp_path, capfd):
+    table = make_scores(500)
+    select(tmp_path / "blunt", table, sample=SampleConfig(gamma=0.0, focus=0.4))
+    assert "note      sample.focus 0.4 has no effect where γ is 0" in capfd.readouterr().err
+    of_each = WeighConfig(quota="proportional")  # three tenths of every class
+    select(tmp_path / "sharp", table, weigh=of_each, sample=SampleConfig(gamma=1.0, focus=0.4, tail=0.69))
+    assert "note" not in capfd.readouterr().err
+    selection = select(tmp_path / "short", table, weigh=of_each, sample=SampleConfig(tail=0.9))
+    sizes = np.bincount(table["label"].to_numpy())
+    assert np.sort(sizes[sizes > 0])[:2].tolist() == [1, 26], "the class of one is kept whole: nothing to set aside"
+    told = "note      sample.tail 0.9 would leave fewer samples than are to be kept in 5 of 6 classes: there less is"
+    assert told in capfd.readouterr().err
+    assert pc.sum(selection["keep"]).as_py() == 150
+
+
 def test_another_seed_selects_others(tmp_path):
     table = make_scores(2000)
     one, other = select(tmp_path / "0", table, seed=0), select(tmp_path / "1", table, seed=1)
