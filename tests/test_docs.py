@@ -1,0 +1,88 @@
+"""What the documents tell a reader to type: options that exist, links that lead somewhere, Python that runs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from jobs import benchmark, experiments
+from razor_ray import cli
+from razor_ray.config import CompareConfig, PruneConfig, TrainConfig
+
+REPOSITORY = Path(__file__).parents[1]
+DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+KINDS = {"prune": PruneConfig, "train": TrainConfig, "compare": CompareConfig}
+COMMAND = re.compile(r"(?:\S*/)?razor-ray (?:prune|train|compare) .*|(?:\S*/)?python jobs/\w+\.py .*")
+
+
+def blocks(text: str, language: str = "") -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for of, block in found if of == language]
+
+
+def commands(text: str) -> list[str]:
+    """Whole commands, of blocks and of running text; those of an option or two, told in passing, have no --output."""
+    joined = [line for block in blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", outside)]
+    found = [match for line in joined + inline if (match := COMMAND.search(line))]
+    return [match.group() for match in found if "..." not in match.group() and "--" in match.group()]
+
+
+def test_every_command_in_the_documents_is_one():
+    found = {path.name: commands(path.read_text()) for path in DOCUMENTS}
+    assert len(found["README.md"]) >= 9
+    assert len(found["experiments.md"]) >= 12
+    assert len(found["performance.md"]) >= 7
+    for name, lines in found.items():
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            program, arguments = words[0], words[1:]
+            with contextlib.redirect_stderr(io.StringIO()) as told:
+                try:
+                    understand(Path(program).name, arguments)
+                except (SystemExit, ValueError) as error:
+                    if getattr(error, "code", None) == 0:  # --help
+                        continue
+                    pytest.fail(f"{name}: {line}\n{error}\n{told.getvalue()}")
+
+
+def understand(program: str, arguments: list[str]) -> None:
+    """As the program would, without doing it."""
+    if program == "razor-ray":
+        cli.parse(KINDS[arguments[0]], arguments[1:])
+    elif arguments[0] in ("jobs/prune.py", "jobs/train.py", "jobs/compare.py"):
+        cli.parse(KINDS[Path(arguments[0]).stem], arguments[1:])
+    else:
+        verbs = {"jobs/experiments.py": experiments.Verb, "jobs/benchmark.py": benchmark.Verb}
+        tyro.cli(verbs[arguments[0]], args=arguments[1:])
+
+
+@pytest.mark.parametrize(
+    "line", ["razor-ray prune --inptu x --output y --keep-fraction 0.3", "python jobs/nosuch.py --a"]
+)
+def test_what_is_no_command_would_be_found(line):
+    (found,) = commands(f"Text.\n\n```\n$ {line}   # so\n```\n")
+    with pytest.raises((SystemExit, ValueError, KeyError)):
+        program, *arguments = shlex.split(found, comments=True)
+        understand(program, arguments)
+
+
+def test_links_lead_somewhere():
+    for path in DOCUMENTS:
+        links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
+        assert [link for link in links if not (path.parent / link).exists()] == [], path.name
+
+
+def test_the_method_from_python_runs_as_the_readme_has_it(capsys):
+    (code,) = [block for block in blocks((REPOSITORY / "README.md").read_text(), "python") if "class_quotas" in block]
+    exec(compile(code, "README.md", "exec"), {})
+    quotas = [int(word) for word in re.findall(r"\d+", capsys.readouterr().out)]
+    assert len(quotas) == 2
+    assert sum(quotas) == 3
