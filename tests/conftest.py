@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import tarfile
 import tempfile
@@ -80,6 +81,13 @@ def real_data(name: str) -> Path:
 def cifar10() -> Path:
     """CIFAR-10 as Parquet."""
     return real_data("cifar10")
+
+
+def readme_python(word: str) -> str:
+    """The block of Python in the README that holds a word."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = [block for block in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S) if word in block]
+    return block
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -14,6 +14,7 @@ import tyro
 from jobs import benchmark, experiments
 from razor_ray import cli
 from razor_ray.config import CompareConfig, PruneConfig, TrainConfig
+from tests.conftest import readme_python
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -21,15 +22,11 @@ KINDS = {"prune": PruneConfig, "train": TrainConfig, "compare": CompareConfig}
 COMMAND = re.compile(r"(?:\S*/)?razor-ray (?:prune|train|compare) .*|(?:\S*/)?python jobs/\w+\.py .*")
 
 
-def blocks(text: str, language: str = "") -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for of, block in found if of == language]
-
-
 def commands(text: str) -> list[str]:
     """Whole commands, of blocks and of running text; those of an option or two, told in passing, have no --output."""
-    joined = [line for block in blocks(text) for line in re.sub(r"\\\n\s*", "", block).splitlines()]
-    outside = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    blocks = [block for of, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if not of]
+    joined = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", outside)]
     found = [match for line in joined + inline if (match := COMMAND.search(line))]
     return [match.group() for match in found if "..." not in match.group() and "--" in match.group()]
@@ -81,8 +78,7 @@ def test_links_lead_somewhere():
 
 
 def test_the_method_from_python_runs_as_the_readme_has_it(capsys):
-    (code,) = [block for block in blocks((REPOSITORY / "README.md").read_text(), "python") if "class_quotas" in block]
-    exec(compile(code, "README.md", "exec"), {})
+    exec(readme_python("class_quotas"), {})
     quotas = [int(word) for word in re.findall(r"\d+", capsys.readouterr().out)]
     assert len(quotas) == 2
     assert sum(quotas) == 3

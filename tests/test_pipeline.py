@@ -29,7 +29,7 @@ from razor_ray.stages import cells, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
 from razor_ray.stages.catalog import Catalog
 from razor_ray.training import choose_precision
-from tests.conftest import write_shards
+from tests.conftest import readme_python, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -125,6 +125,19 @@ def test_subset_opens_in_ray_data(run):
     import ray.data
 
     assert ray.data.read_parquet(str(run / "subset")).count() == 120
+
+
+def test_the_most_suspicious_labels_as_the_readme_reads_them(run, tmp_path, capsys):
+    taken = ["--scores-from", str(run), "--keep-fraction", "0.3", "--sample.tail", "0.1"]
+    assert main(["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out", *taken]) == 0
+    capsys.readouterr()
+    exec(readme_python("noise").replace("runs/photos", f"{tmp_path}/out"), names := {})
+    selection = pq.read_table(tmp_path / "out" / "selection")
+    assert len(names["noise"]) == selection["reason"].to_pylist().count("noise") > 30
+    shown = capsys.readouterr().out
+    hardest = names["noise"].sort_by([("hardness", "descending")])["key"][0].as_py()
+    assert re.search(r"^predicted: int", shown, re.M)
+    assert hardest in shown
 
 
 def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, monkeypatch, capfd):

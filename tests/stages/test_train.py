@@ -23,7 +23,7 @@ from razor_ray.stages import decode, ingest, train_worker
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
 from razor_ray.training import predict
-from tests.conftest import png, write_shards
+from tests.conftest import png, readme_python, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -84,7 +84,7 @@ def untimed(lines: list[dict]) -> list[dict]:
     return [{name: value for name, value in line.items() if "second" not in name} for line in lines]
 
 
-def test_it_learns_and_writes_what_it_says(split, tmp_path):
+def test_it_learns_and_writes_what_it_says(split, tmp_path, capsys):
     paths = ["--input", f"{split}/train", "--eval", f"{split}/test", "--output", f"{tmp_path}/run"]
     assert main(["train", *paths, "--epochs", "12"]) == 0
     lines = [json.loads(line) for line in (tmp_path / "run/train/metrics.jsonl").read_text().splitlines()]
@@ -105,6 +105,11 @@ def test_it_learns_and_writes_what_it_says(split, tmp_path):
     precision = description["precision"]
     predicted = predict(network, torch.from_numpy(pixels), precision=precision, device=torch.device("cpu")).numpy()
     assert np.mean(predicted == np.array(held_out["label"].to_pylist())) == pytest.approx(last["accuracy"])
+    # And used as the README has it.
+    (tmp_path / "photo").write_bytes(held_out["image"][7].as_py())
+    code = readme_python("load_weights").replace("runs/photos-model", f"{tmp_path}/run")
+    exec(code.replace("photo.jpg", f"{tmp_path}/photo"), {})
+    assert capsys.readouterr().out.split()[-1] == description["class_names"][predicted[7]]
 
 
 def test_the_same_seed_trains_the_same_network_however_often_it_tells_how_far_it_is(split, tmp_path, monkeypatch):
