@@ -93,10 +93,11 @@ def test_who_does_not_compute_does_not_wait_for_torch(name):
 
 
 def layer(module: str) -> int:
-    """config, schema <- pure modules <- stages <- pipeline <- cli."""
+    """config, schema <- pure modules <- stages <- pipeline <- cli <- __main__."""
     if module in ("razor_ray", "razor_ray.config", "razor_ray.schema"):
         return 0
-    for number, folder in ((2, "razor_ray.stages"), (3, "razor_ray.pipeline"), (4, "razor_ray.cli")):
+    above = ("razor_ray.stages", "razor_ray.pipeline", "razor_ray.cli", "razor_ray.__main__")
+    for number, folder in enumerate(above, 2):
         if is_in(module, (folder,)):
             return number
     return 1
