@@ -23,7 +23,7 @@ COMMAND = re.compile(r"(?:\S*/)?razor-ray (?:prune|train|compare) .*|(?:\S*/)?py
 
 
 def commands(text: str) -> list[str]:
-    """Whole commands, of blocks and of running text; those of an option or two, told in passing, have no --output."""
+    """Commands with options, of blocks and of running text, but those that leave something out by dots."""
     blocks = [block for of, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if not of]
     joined = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
