@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from razor_ray.apportion import apportion
-from razor_ray.hashing import TAIL_TIES, as_ids, hash_ids
+from razor_ray.clusters import as_scores
+from razor_ray.hashing import TAIL_TIES, as_ids, check_seed, hash_ids
 from razor_ray.sampling import draw_keys, first_of_groups, weighted_draw
 from razor_ray.selection import Samples
 
@@ -30,6 +31,7 @@ def random(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
 
 def random_balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     """Keep as many samples of every class, and all of a class that is smaller; at random within classes."""
+    _check_budget(budget, len(samples.ids))
     labels, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)  # (C,), (N,), (C,)
     quota = apportion(np.ones(len(labels)), budget, np.zeros(len(labels), np.int64), sizes)  # (C,)
     return first_of_groups(_random_order(samples, seed), of_class, quota)
@@ -101,10 +103,9 @@ def ccs(
     """
     if not (tail is None or 0 <= tail < 1) or num_strata < 1:
         raise ValueError(f"tail must be in [0, 1) and num_strata at least 1, got {tail} and {num_strata}.")
+    _check_budget(budget, len(samples.ids))
     num_samples = len(samples.ids)
-    if tail is None:
-        keep_fraction = budget / num_samples
-        tail = 0.3 if keep_fraction <= 0.1 else 0.1 if keep_fraction <= 0.3 else 0.0
+    tail = _authors_tail(num_samples, budget) if tail is None else tail
     num_cut = min(int(tail * num_samples + 1e-9), num_samples - budget)
     values = samples.column(samples.hardness)
     rest = _hardest_order(samples, values, seed)[num_cut:]  # (M,)
@@ -126,6 +127,26 @@ def ccs(
     return first_of_groups(order[is_rest[order]], stratum, quota)
 
 
+def ccs_per_class(
+    samples: Samples,
+    budget: int,
+    seed: int,
+    *,
+    tail: float | None = None,
+    num_strata: int = 50,
+) -> NDArray[np.bool_]:
+    """`ccs` inside every class; the default tail is of the whole budget, the same in all."""
+    tail = _authors_tail(len(samples.ids), budget) if tail is None else tail
+    return per_class(ccs)(samples, budget, seed, tail=tail, num_strata=num_strata)
+
+
+def _authors_tail(num_samples: int, budget: int) -> float:
+    # A budget is a fraction of the samples, rounded: up, too, and another tail is not meant by that.
+    if budget <= 0.1 * num_samples + 0.5:
+        return 0.3
+    return 0.1 if budget <= 0.3 * num_samples + 0.5 else 0.0
+
+
 def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     """Moderate-DS: of each class, keep those whose distance to the class's mean embedding is closest to the median.
 
@@ -144,7 +165,7 @@ def moderate(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
 
 def _nearest_to_median(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
     assert samples.embedding is not None
-    rows = np.argsort(as_ids(samples.ids, "moderate"), kind="stable")  # one order for the float sums
+    rows = np.lexsort((_ties(samples), as_ids(samples.ids, "moderate")))  # one order for the float sums
     embedding = samples.embedding[rows].astype(np.float64)  # (n, D)
     distance = np.linalg.norm(embedding - embedding.mean(axis=0), axis=1)  # (n,)
     off_median = np.empty(len(rows))  # (n,)
@@ -178,7 +199,8 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> 
     """
     if not 0 < exponent < math.inf:
         raise ValueError(f"exponent must be positive and finite, got {exponent}.")
-    score, mean = samples.column("dual"), samples.column("mean_p")
+    _check_budget(budget, len(samples.ids))
+    score, mean = (as_scores(samples.column(name), name) for name in ("dual", "mean_p"))
     top = _hardest_order(samples, score, seed)[:_DUAL_ANCHORS]
     anchor = float(np.sort(mean[top]).mean())
     pruned = 1 - budget / len(samples.ids)
@@ -195,7 +217,7 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> 
         weight[finite] = np.exp(np.maximum(logarithm[finite] - logarithm[finite].max(), -600.0))
     ids = as_ids(samples.ids, "dual")
     keep = np.zeros(len(score), bool)
-    keep[weighted_draw(weight, draw_keys(ids, seed), budget, ids)] = True
+    keep[weighted_draw(weight, draw_keys(ids, seed), budget, _ties(samples))] = True
     return keep
 
 
@@ -204,6 +226,7 @@ def per_class(method: Callable[..., NDArray[np.bool_]]) -> Callable[..., NDArray
 
     @functools.wraps(method)
     def balanced(samples: Samples, budget: int, seed: int, **settings: Any) -> NDArray[np.bool_]:
+        _check_budget(budget, len(samples.ids))
         _, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)
         quota = apportion(sizes.astype(np.float64), budget, np.zeros(len(sizes), np.int64), sizes)
         keep = np.zeros(len(samples.ids), bool)
@@ -222,21 +245,30 @@ def _highest(samples: Samples, score: str, budget: int, seed: int) -> NDArray[np
 
 def _random_order(samples: Samples, seed: int) -> NDArray[np.intp]:
     """All rows in random order, (N,)."""
-    ids = as_ids(samples.ids, "random")
-    return np.lexsort((ids, draw_keys(ids, seed)))
+    return np.lexsort((_ties(samples), draw_keys(as_ids(samples.ids, "random"), seed)))
 
 
 def _hardest_order(samples: Samples, score: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
     """All rows, the highest score first, (N,); equals in random order."""
     if not np.isfinite(score).all():
         raise ValueError("scores must be finite; samples without belong in quarantine.")
-    return np.lexsort((hash_ids(as_ids(samples.ids, "hardest"), seed, TAIL_TIES), -score))
+    check_seed(seed)
+    return np.lexsort((_ties(samples), hash_ids(as_ids(samples.ids, "hardest"), seed, TAIL_TIES), -score))
+
+
+def _ties(samples: Samples) -> NDArray[np.integer]:
+    """What decides between samples that chance holds for equal: those of one id, and hashes that are alike."""
+    return as_ids(samples.ids, "ids") if samples.tie_break is None else samples.tie_break
 
 
 def _first(order: NDArray[np.intp], budget: int) -> NDArray[np.bool_]:
     """A mask, (N,), of the first `budget` rows of an order."""
-    if not 0 <= budget <= len(order):
-        raise ValueError(f"the budget must be in 0..{len(order)}, the number of samples, got {budget}.")
+    _check_budget(budget, len(order))
     keep = np.zeros(len(order), bool)
     keep[order[:budget]] = True
     return keep
+
+
+def _check_budget(budget: int, num_samples: int) -> None:
+    if not 1 <= budget <= num_samples:
+        raise ValueError(f"the budget must be in 1..{num_samples}, the number of samples, got {budget}.")

@@ -125,8 +125,14 @@ def verdict(lines: Sequence[Summary]) -> str:
     """
     if len(lines) == 1:
         return "There is nothing to compare with."
-    if not all(math.isfinite(line.accuracy.error) for line in lines):
+    several = [line for line in lines if math.isfinite(line.accuracy.error)]
+    if not several:
         return "One seed each: no method can be told from another."
+    if len(several) < len(lines):
+        once = _listed([line.method for line in lines if line not in several])
+        if len(several) == 1:
+            return f"Only {several[0].method} has more than one seed: no method can be told from another."
+        return f"{verdict(several)} Of {once} there is one seed, which tells nothing."
     best, *level = level_with_best(lines)
     # Of the others it is said only that they are below the best: a wide interval that reaches it may reach them too.
     below = [line.method for line in lines if line.method not in (best, *level)]

@@ -23,6 +23,7 @@ Format = Literal["auto", "parquet", "webdataset", "folders"]
 Quota = Literal["ispl", "proportional", "uniform", "recall"]
 Scheme = Literal["hard", "linear", "log", "mixture", "diversity"]
 Precision = Literal["auto", "float32", "bf16"]
+TrainedFor = Literal["epochs", "steps"]
 Hardness = Literal["auto", "el2n", "loss", "margin", "entropy", "mean_el2n", "dyn_unc", "dual", "aum", "forgetting"]
 DYNAMICS = ("mean_el2n", "dyn_unc", "dual", "aum", "forgetting")
 """Those that take a proxy which is trained in the run: they are of its epochs."""
@@ -210,13 +211,17 @@ class SampleConfig:
     tail: float | Auto = "auto"
     """The fraction of a class, its hardest samples, that is set aside. 'auto', the guard against noise: the estimated
     share of wrong labels. 0 sets nothing aside."""
+    trained_for: TrainedFor = "epochs"
+    """For how long you will train on the subset: for as many epochs as on everything, or for as many steps of as many
+    samples, so 1 / keep_fraction times the epochs. A longer training can use harder samples; focus and gamma follow."""
     focus: float | Auto = "auto"
     """The level of hardness that is kept with the best chance; a sample's level is the share of all samples that are
     easier, 0 to 1. 'auto': higher as the budget grows, lower the more labels the proxy contradicts, up to a fifth."""
     gamma: float | Auto = "auto"
     """The razor's sharpness, 0 to 1e6: at level u the chance goes as (u^m (1 - u)^(1 - m))^gamma, m the focus, as far
     as that leaves a class something to choose from. 0: the same chance at every level. 'auto': up to
-    0.7 / keep_fraction, less if the proxy contradicts less than a fifth of the labels."""
+    0.7 / keep_fraction, and for equal steps 0.7 / sqrt(keep_fraction); less if the proxy contradicts less than a fifth
+    of the labels."""
 
     def __post_init__(self) -> None:
         _check_at_least("sample.num_clusters", self.num_clusters, 1)
@@ -395,8 +400,9 @@ class CompareConfig(LearningConfig):
     """Of every choice and training."""
     train_on_all: bool = True
     """Train on everything too, once for each seed: the line that the methods are to reach."""
-    budgets: tuple[Literal["epochs", "steps"], ...] = ("epochs",)
-    """'epochs': a subset is trained on for as many epochs as everything is; 'steps': for as many steps."""
+    budgets: tuple[TrainedFor, ...] = ("epochs",)
+    """'epochs': a subset is trained on for as many epochs as everything is; 'steps': for as many steps. 'razor' chooses
+    for what each training is."""
     weigh: WeighConfig = field(default_factory=WeighConfig)
     """Of the method 'razor'."""
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -426,6 +432,10 @@ class CompareConfig(LearningConfig):
                 raise ValueError(f"{name} must name a folder, got an empty path.")
         for place in (self.run, self.output, *self.other_runs):
             _check_no_secret("a run's folder", place)
+        if self.sample.trained_for != SampleConfig().trained_for:
+            raise ValueError(
+                "sample.trained_for is for prune: a comparison chooses for what each training is. Use --budgets."
+            )
 
 
 AnyConfig = PruneConfig | TrainConfig | CompareConfig

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from razor_ray import baselines
 from razor_ray.config import OF_QUOTAS_ALONE, Part, SampleConfig, WeighConfig, changed
-from razor_ray.selection import Method, gamma_razor
+from razor_ray.selection import gamma_razor
 
 METHODS: dict[str, Callable[..., NDArray[np.bool_]]] = {
     "razor": gamma_razor,
@@ -26,7 +26,7 @@ METHODS: dict[str, Callable[..., NDArray[np.bool_]]] = {
     "random_balanced": baselines.random_balanced,
     "hardest": baselines.hardest_first,
     "ccs": baselines.ccs,
-    "ccs_per_class": baselines.per_class(baselines.ccs),
+    "ccs_per_class": baselines.ccs_per_class,
     "moderate": baselines.moderate,
     "dual": baselines.dual,
     "dual_per_class": baselines.per_class(baselines.dual),
@@ -44,7 +44,7 @@ def resolve(
     threshold: float | None = None,
     earlier: Sequence[Mapping[int, float]] = (),
     has_rounds: bool = False,
-) -> Method:
+) -> functools.partial[NDArray[np.bool_]]:
     """A method by its name.
 
     Parameters
@@ -57,6 +57,11 @@ def resolve(
     has_rounds : bool
         Whether the scores are of ISPL rounds, in which the proxy learned by weights that cannot be changed any more.
 
+    Returns
+    -------
+    functools.partial
+        A `selection.Method`: a function of METHODS with its settings.
+
     Raises
     ------
     ValueError
@@ -67,10 +72,10 @@ def resolve(
     >>> resolve("ccs:tail=0.1,num_strata=20").keywords
     {'tail': 0.1, 'num_strata': 20}
     """
-    kind, _, text = name.partition(":")
+    kind, colon, text = name.partition(":")
     if kind not in METHODS:
         raise ValueError(f"there is no method {kind!r}. Methods: {', '.join(METHODS)}.")
-    settings = _settings(name, text)
+    settings = _settings(name, text) if colon else {}
     if kind != "razor":
         _check(name, METHODS[kind], settings)
         return functools.partial(METHODS[kind], **settings)
@@ -94,7 +99,7 @@ def resolve(
 
 def _settings(name: str, text: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    for part in text.split(",") if text else []:
+    for part in text.split(","):
         key, equals, value = part.partition("=")
         if not (key and equals and value) or key in settings:
             raise ValueError(

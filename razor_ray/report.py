@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from razor_ray import charts, images, sources, survey
-from razor_ray.config import InputConfig
+from razor_ray.config import InputConfig, PruneConfig, from_dict, to_dict
 from razor_ray.headers import ImageError
 from razor_ray.markup import Html, percent, tag
 from razor_ray.run_store import CONFIG, MANIFEST, RunStore
@@ -64,8 +64,9 @@ def write(store: RunStore, manifest: dict[str, Any], source: sources.Source, giv
     given : InputConfig
         How it is read.
     """
-    config = store.read_json(CONFIG)
-    assert config is not None, "a finished run has a configuration"
+    begun = store.read_json(CONFIG)
+    assert begun is not None, "a finished run has a configuration"
+    config = to_dict(from_dict(PruneConfig, begun))  # with what a setting stands at that was not there when it began
     weight = store.read("weights", ["label", "class_weight"])
     class_weight = dict(zip(weight["label"].to_pylist(), weight["class_weight"].to_pylist(), strict=True))
     name_of = {row["label"]: row["name"] for row in manifest["classes"]}
@@ -330,6 +331,7 @@ def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:
     rows = [
         ["input", f"{config['input']['path']} ({_counted(manifest['input']['num_shards'], 'shard')})"],
         ["keep fraction", f"{config['keep_fraction']:g}"],
+        ["to be trained for", f"as many {sample['trained_for']} as everything"],
         ["seed", config["seed"]],
         ["proxy", _proxy(manifest["proxy"], config["proxy"])],
         *([["scores", f"taken from {config['scores_from']}"]] if config.get("scores_from") else []),

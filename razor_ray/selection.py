@@ -73,6 +73,9 @@ class Samples:
         return np.asarray(self.scores[name], np.float64)
 
 
+RULE = 2
+"""Of what gamma-Razor keeps, given the same scores and settings; another number with each change of that."""
+
 Method = Callable[[Samples, int, int], NDArray[np.bool_]]
 """A way to choose: (samples, budget, seed) to a mask of shape (N,), True for the `budget` samples that are kept."""
 
@@ -120,9 +123,54 @@ def gamma_razor(
     is ours.
     """
     weigh, sample = weigh or WeighConfig(), sample or SampleConfig()
-    loss, margin, correct = (samples.column(name) for name in ("loss", "margin", "correct"))
-    ispl = weights.IsplSettings.of(weigh, threshold or weights.loss_quantile(loss, weigh.quantile))
-    classes = [(int(label), np.flatnonzero(samples.label == label)) for label in np.unique(samples.label)]
+    classes = _classes(samples)
+    quotas = class_quotas(samples, budget, weigh=weigh, threshold=threshold, earlier=earlier)
+    loss, margin = samples.column("loss"), samples.column("margin")
+    hardness = samples.column(samples.hardness)
+    contradicted = contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
+    window = Window.of(sample, budget / len(samples.ids), contradicted)
+    log_weight = window.log_weights(Levels.counted(hardness).of(hardness))
+    keep = np.zeros(len(samples.ids), bool)
+    for label, rows in classes:
+        keep[rows] = sampling.sample_class(
+            hardness=hardness[rows],
+            log_weight=log_weight[rows],
+            embedding=None if samples.embedding is None else samples.embedding[rows],
+            ids=samples.ids[rows],
+            tie_break=None if samples.tie_break is None else samples.tie_break[rows],
+            quota=quotas[label],
+            seed=seed,
+            label=label,
+            wrong_label_fraction=sampling.estimate_wrong_labels(loss[rows], margin[rows]),
+            settings=sample,
+        ).keep
+    return keep
+
+
+def class_quotas(
+    samples: Samples,
+    budget: int,
+    *,
+    weigh: WeighConfig,
+    threshold: float | None = None,
+    earlier: Sequence[Mapping[int, float]] = (),
+) -> dict[int, int]:
+    """What gamma-Razor's interclass sampling gives each class: samples to keep, by label.
+
+    Parameters
+    ----------
+    samples, budget, weigh, threshold, earlier
+        As for `gamma_razor`; embeddings are not looked at.
+
+    Raises
+    ------
+    ValueError
+        If a score is missing or not finite, or the budget cannot be met.
+    """
+    loss, correct = samples.column("loss"), samples.column("correct")
+    threshold = weights.loss_quantile(loss, weigh.quantile) if threshold is None else threshold
+    ispl = weights.IsplSettings.of(weigh, threshold)
+    classes = _classes(samples)
     shares = weights.class_shares(
         num_samples=np.array([len(rows) for _, rows in classes]),
         effective_count=np.array(
@@ -136,22 +184,9 @@ def gamma_razor(
         budget=budget,
         config=weigh,
     )
-    hardness = samples.column(samples.hardness)
-    contradicted = contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
-    window = Window.of(sample, budget / len(samples.ids), contradicted)
-    log_weight = window.log_weights(Levels.counted(hardness).of(hardness))
-    keep = np.zeros(len(samples.ids), bool)
-    for (label, rows), quota in zip(classes, shares.quota, strict=True):
-        keep[rows] = sampling.sample_class(
-            hardness=hardness[rows],
-            log_weight=log_weight[rows],
-            embedding=None if samples.embedding is None else samples.embedding[rows],
-            ids=samples.ids[rows],
-            tie_break=None if samples.tie_break is None else samples.tie_break[rows],
-            quota=int(quota),
-            seed=seed,
-            label=label,
-            wrong_label_fraction=sampling.estimate_wrong_labels(loss[rows], margin[rows]),
-            settings=sample,
-        ).keep
-    return keep
+    return {label: int(quota) for (label, _), quota in zip(classes, shares.quota, strict=True)}
+
+
+def _classes(samples: Samples) -> list[tuple[int, NDArray[np.intp]]]:
+    """Labels, ascending, with the rows of each."""
+    return [(int(label), np.flatnonzero(samples.label == label)) for label in np.unique(samples.label)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -58,6 +60,34 @@ def test_the_budget_is_met_exactly_and_order_does_not_matter(name, num_samples, 
     assert mask.sum() == budget
     order = np.random.default_rng(seed).permutation(num_samples)
     np.testing.assert_array_equal(METHODS[name](given_samples.take(order), budget, seed), mask[order])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_has_one_id_is_told_apart_by_the_tie_break(name):
+    given_samples = samples(seed=3)
+    rounded = {key: np.round(np.asarray(score, float), 1) for key, score in given_samples.scores.items()}
+    doubled = replace(
+        given_samples, ids=given_samples.ids // 40, scores=rounded | {"loss": given_samples.scores["loss"]}
+    )
+    assert len(np.unique(doubled.ids)) < 80
+    doubled = replace(doubled, tie_break=np.arange(300))
+    mask = METHODS[name](doubled, 100, 5)
+    assert mask.sum() == 100
+    order = np.random.default_rng(1).permutation(300)
+    np.testing.assert_array_equal(METHODS[name](doubled.take(order), 100, 5), mask[order])
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"razor"}))
+@pytest.mark.parametrize("budget", [-3, 0, 301])
+def test_a_budget_that_cannot_be_met_is_refused(name, budget):
+    with pytest.raises(ValueError, match=r"the budget must be in 1\.\.300"):
+        METHODS[name](samples(), budget, 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_seed_out_of_range_is_refused(name):
+    with pytest.raises(ValueError, match="seed must be in"):
+        METHODS[name](samples(), 100, -1)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -136,6 +166,22 @@ def test_ccs_cuts_what_its_authors_cut():
         assert max(keeps) > hardest - 20  # up to the edge of what was cut
 
 
+def test_ccs_cuts_by_the_fraction_that_was_meant():
+    # Of 1,376 a tenth is 138, a little more than a tenth; and of classes of other sizes each has its own rounding.
+    score = np.arange(1376.0)
+    for budget, hardest in ((138, 963), (413, 1238), (414, 1375)):
+        keeps = [kept(baselines.ccs(plain(score), budget, seed))[-1] for seed in range(30)]
+        assert hardest - 30 < max(keeps) <= hardest
+    label = np.repeat(np.arange(4), [444, 455, 465, 476])
+    level = np.concatenate([(np.arange(size) + 0.5) / size for size in np.bincount(label)])
+    most = np.zeros(4)
+    for seed in range(30):
+        mask = baselines.ccs_per_class(plain(level, label=label), 184, seed)
+        assert mask.sum() == 184
+        most = np.maximum(most, [level[mask & (label == each)].max() for each in range(4)])
+    assert (most < 0.701).all() and (most > 0.66).all()
+
+
 def test_moderate_by_hand():
     # One class on a line; its mean is 0, distances are 5, 1, 0, 1, 2, 3: the median is 1.5.
     embedding = np.array([[-5.0], [1.0], [0.0], [-1.0], [2.0], [3.0]])
@@ -166,6 +212,21 @@ def test_dual_draws_as_its_density_says():
     expected = 3000 * np.array([part.sum() for part in np.split(density / density.sum(), [10, 50])])
     found = np.array([part.sum() for part in np.split(first, [10, 50])])
     assert (abs(found - expected) < 5 * np.sqrt(expected) + 1).all()
+
+
+def test_dual_draws_in_the_order_of_its_density(monkeypatch):
+    # The weights themselves, of which the draws above show little: b = 15 (1 - 0.8)(1 - 0.7^2), a = 16 - b.
+    weights = []
+    draw = baselines.weighted_draw
+    monkeypatch.setattr(baselines, "weighted_draw", lambda weight, *rest: weights.append(weight) or draw(weight, *rest))
+    rng = np.random.default_rng(0)
+    mean, score = np.append(np.full(10, 0.8), rng.uniform(0.2, 0.99, 90)), np.append(np.full(10, 2.0), rng.random(90))
+    given_samples = Samples(ids=np.arange(100), label=np.zeros(100, int), scores={"dual": score, "mean_p": mean})
+    assert baselines.dual(given_samples, 30, 0, exponent=2.0).sum() == 30
+    b = 15 * 0.2 * (1 - 0.7**2)
+    expected = (15 - b) * np.log(mean) + (b - 1) * np.log(1 - mean) + np.log(score)
+    found = np.log(weights[0])
+    np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=1e-9, atol=1e-9)
 
 
 def test_dual_has_its_authors_exponent():
@@ -199,6 +260,10 @@ def test_a_score_that_was_not_computed_is_named(name):
 def test_scores_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
         baselines.hardest_first(plain([1.0, np.nan]), 1, 0)
+    given_samples = samples()
+    given_samples.scores["mean_p"][7] = np.nan
+    with pytest.raises(ValueError, match="mean_p: 1 of 300 scores are NaN"):
+        baselines.dual(given_samples, 100, 0)
 
 
 def test_arrays_of_other_lengths_are_refused():

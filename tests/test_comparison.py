@@ -84,6 +84,15 @@ def test_one_seed_names_no_winner():
     assert level_with_best(lines) == ["a", "b"]
 
 
+def test_methods_of_one_seed_are_left_out_of_what_is_said():
+    several = [line("a", 0.8), line("b", 0.6)]
+    once = [line("c", 0.9, num_seeds=1), line("d", 0.1, num_seeds=1)]
+    assert verdict(several) == "a is the best."
+    assert verdict([once[0], *several]) == "a is the best. Of c there is one seed, which tells nothing."
+    assert verdict([*once, *several]).endswith(" Of c and d there is one seed, which tells nothing.")
+    assert verdict([*once, several[1]]) == "Only b has more than one seed: no method can be told from another."
+
+
 def test_everything_level_has_no_others():
     assert verdict([line("a", 0.8), line("b", 0.8)]) == "a has the highest mean; b cannot be told from it."
 

@@ -200,7 +200,7 @@ PRUNE_CONFIGS = [
         proxy=ProxyConfig(arch="a:b", weights="w.safetensors", image_size=32, learning_rate=0.1, batch_size=7),
         score=ScoreConfig(hardness="margin", batch_size=3, num_workers=2, precision="bf16"),
         weigh=WeighConfig(scheme="diversity", quantile=0.1, beta=1 - 1e-12, quota="recall", class_floor=0),
-        sample=SampleConfig(clustering="none", tail=0.1, gamma=0.0, focus=0.25),
+        sample=SampleConfig(clustering="none", tail=0.1, trained_for="steps", gamma=0.0, focus=0.25),
     ),
     cifar10("in", "out"),
     imagenet("in", "out", "weights.pt", keep_fraction=0.7),
@@ -334,6 +334,7 @@ def test_differences_are_listed_by_name():
         {"score": ScoreConfig(batch_size=7)},
         {"weigh": WeighConfig(class_floor=0)},
         {"sample": SampleConfig(focus=0.5)},
+        {"sample": SampleConfig(trained_for="steps")},
     ],
 )
 def test_each_setting_that_changes_results_is_a_difference(changes):

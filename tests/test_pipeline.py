@@ -414,7 +414,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     nothing = np.zeros(0)  # no training comes of it
     data = cells.Data(samples, nothing, nothing, nothing, "resnet9", 10, 8)  # type: ignore[arg-type]
     data = comparing._with_rounds(data, samples, run.commit_facts("proxy")["rounds"], pruned)
-    razor = cells.method_of("razor", CompareConfig(run="run", output="out"), data)
+    razor = cells.method_of(cells.Cell("razor", 0.3, "epochs", 0), CompareConfig(run="run", output="out"), data)
     np.testing.assert_array_equal(razor(samples, selection["keep"].to_numpy().sum(), pruned.seed), selection["keep"])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["scores"]["hardness"] == "dual"

@@ -275,6 +275,15 @@ def test_counts_add_up(page: Page):
     assert "Scored: 12 = kept + dropped" in text
 
 
+def test_what_the_subset_is_for_is_told(tmp_path: Path):
+    store, facts = make_run(tmp_path / "run")
+    config = store.read_json(CONFIG)
+    assert config is not None
+    config["sample"]["trained_for"] = "steps"
+    store.write_json(CONFIG, config)
+    assert Page(written(store, facts)).row("to be trained for")[1:] == ["as many steps as everything"]
+
+
 def test_chart_counts_every_sample(page: Page):
     bars = [text for place, text in page.texts if place == "title" and " samples, " in text and text.startswith("EL2N")]
     counts = [tuple(map(int, re.search(r": (\d+) samples, (\d+) kept", bar).groups())) for bar in bars]  # type: ignore[union-attr]
@@ -347,12 +356,13 @@ def test_a_run_that_an_earlier_version_began_has_a_report(tmp_path: Path):
     store, facts = make_run(tmp_path / "run")
     config = store.read_json(CONFIG)
     assert config is not None
-    del config["scores_from"]
+    del config["scores_from"], config["sample"]["trained_for"]
     store.write_json(CONFIG, config)
     for path in store.files("scores"):
         pq.write_table(pq.read_table(path).drop(["predicted"]), path)
     page = Page(written(store, facts))
     assert ["<b>0</b>:5", SCRIPT, "", "1.300"] in page.rows
+    assert page.row("to be trained for")[1:] == ["as many epochs as everything"]
 
 
 def test_without_noise_nothing_is_said_of_it(tmp_path: Path):

@@ -1,6 +1,7 @@
 """gamma-Razor in one call: what it looks at, and that classes are weighed over rounds."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,10 +34,38 @@ def quotas(keep, samples) -> list[int]:
 def test_what_the_proxy_contradicted_over_all_epochs_decides_the_window(samples):
     never = with_scores(samples, aum=np.full(900, -1.0))  # another class was never ahead, whatever one pass says
     often = with_scores(samples, aum=np.where(np.arange(900) % 2, 1.0, -1.0))  # in a half of all
-    for given, focus, gamma in ((never, 0.7, 0.0), (often, math.exp(-1.4 * 0.9), 7.0)):
-        set_so = SampleConfig(focus=focus, gamma=gamma)
-        np.testing.assert_array_equal(gamma_razor(given, 90, 0), gamma_razor(samples, 90, 0, sample=set_so))
+    for given, budget, trained_for, focus, gamma in (
+        (never, 90, "epochs", 0.7, 0.0),
+        (often, 90, "epochs", math.exp(-1.4 * 0.9), 7.0),
+        (often, 225, "epochs", math.exp(-1.4 * 0.75), 2.8),
+        (often, 225, "steps", math.exp(-1.4 * 0.5), 1.4),
+    ):
+        for_so_long, set_so = SampleConfig(trained_for=trained_for), SampleConfig(focus=focus, gamma=gamma)
+        found = gamma_razor(given, budget, 0, sample=for_so_long)
+        np.testing.assert_array_equal(found, gamma_razor(samples, budget, 0, sample=set_so))
     assert not np.array_equal(gamma_razor(never, 90, 0), gamma_razor(often, 90, 0))
+
+
+def test_what_looks_like_wrong_labels_is_left_out(samples):
+    # A fifth of the first class is contradicted with confidence; a focus at the top would keep these above all.
+    wrong = np.zeros(900, bool)
+    wrong[np.flatnonzero(samples.label == 0)[:60]] = True
+    mislabelled = with_scores(
+        samples,
+        loss=np.where(wrong, 4.0, samples.column("loss")),
+        el2n=np.where(wrong, 1.38, np.minimum(samples.column("el2n"), 1.3)),
+        margin=np.where(wrong, 0.96, samples.column("margin")),
+    )
+    hardest = SampleConfig(focus=1.0, gamma=20.0)
+    keep = gamma_razor(mislabelled, 400, 0, sample=hardest)
+    assert keep.sum() == 400 and not keep[wrong].any()
+    unguarded = gamma_razor(mislabelled, 400, 0, sample=replace(hardest, tail=0.0))
+    assert unguarded[wrong].mean() > 0.7
+
+
+def test_a_threshold_of_nothing_is_no_default(samples):
+    with pytest.raises(ValueError, match="threshold"):
+        gamma_razor(samples, 90, 0, threshold=0.0)
 
 
 def test_levels_are_of_all_classes(samples):

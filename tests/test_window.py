@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from razor_ray.config import SampleConfig
-from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction, difficulty
+from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction, difficulty, reach
 
 FLOATS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=80)
 
@@ -119,6 +119,18 @@ def test_auto_by_hand():
     assert Window.of(SampleConfig(focus=0.4, gamma=0.0), 0.1, 0.2) == Window(0.4, 0.0)
 
 
+def test_a_longer_training_reaches_further():
+    # A quarter of the samples for as many steps is as much as half of them for as many epochs.
+    assert [reach(keep, "epochs") for keep in (0.01, 0.25, 1.0)] == [0.01, 0.25, 1.0]
+    assert [reach(keep, "steps") for keep in (0.01, 0.25, 1.0)] == [0.1, 0.5, 1.0]
+    longer = SampleConfig(trained_for="steps")
+    window = Window.of(longer, 0.25, 0.2)
+    assert window == Window.of(SampleConfig(), 0.5, 0.2)
+    assert (window.focus, window.sharpness) == pytest.approx((math.exp(-0.7), 1.4))
+    given_both = SampleConfig(trained_for="steps", focus=0.4, gamma=3.0)
+    assert Window.of(given_both, 0.25, 0.2) == Window(0.4, 3.0)
+
+
 @given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1), st.floats(0, 1))
 def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more):
     low, high = sorted((one, other))
@@ -129,13 +141,25 @@ def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more):
     assert auto_sharpness(low, more) >= auto_sharpness(low, some)
 
 
+@pytest.mark.parametrize("rho", [0.0, -0.3, 30, math.nan])
+def test_a_reach_out_of_range_is_refused(rho):
+    for rule in (auto_focus, auto_sharpness):
+        with pytest.raises(ValueError, match="rho must be in"):
+            rule(rho, 0.2)
+        with pytest.raises(ValueError, match="contradicted_fraction must be in"):
+            rule(0.5, -0.1)
+    with pytest.raises(ValueError, match="'epochs' or 'steps', got 'step'"):
+        reach(0.5, "step")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("keep", "contradicted", "match"),
     [(0.0, 0.0, "keep_fraction"), (30, 0.0, "keep_fraction"), (0.3, 1.1, "contradicted_fraction")],
 )
 def test_auto_refuses(keep, contradicted, match):
-    with pytest.raises(ValueError, match=f"{match} must be in"):
-        Window.of(SampleConfig(), keep, contradicted)
+    for trained_for in ("epochs", "steps"):
+        with pytest.raises(ValueError, match=f"{match} must be in"):
+            Window.of(SampleConfig(trained_for=trained_for), keep, contradicted)
 
 
 def test_contradicted_fraction_by_hand():

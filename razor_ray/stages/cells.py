@@ -6,6 +6,7 @@ a pass over its images, when a minute has gone since the last.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -24,10 +25,10 @@ from numpy.typing import NDArray
 import razor_ray
 from razor_ray import methods, model, training, weights
 from razor_ray.comparison import ALL
-from razor_ray.config import CompareConfig
+from razor_ray.config import CompareConfig, TrainedFor
 from razor_ray.heap import freed_memory_kept
 from razor_ray.run_store import CONFIG
-from razor_ray.selection import Method, Samples
+from razor_ray.selection import Samples
 from razor_ray.stages import preflight, runtime
 from razor_ray.stages.checkpoint import Checkpoint
 
@@ -41,13 +42,13 @@ class Cell:
 
     method: str
     keep_fraction: float
-    budget: str
+    budget: TrainedFor
     seed: int
 
     @property
     def name(self) -> str:
         """Of its file: without ':', which not every filesystem takes."""
-        return f"{self.method.replace(':', '-')}-{self.keep_fraction:g}-{self.budget}-{self.seed}"
+        return f"{self.method.replace(':', '-')}-{self.keep_fraction!r}-{self.budget}-{self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +167,15 @@ def _steps_and_row(
     chosen = time.perf_counter()
     device = torch.device("cuda" if config.model.device == "cuda" else "cpu")
     network = _fresh_network(cell.seed, config, data).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    num_steps = num_steps_of(config, cell, len(data.samples.ids))
+    num_samples = len(data.samples.ids)
+    num_steps = num_steps_of(config, cell, num_samples)
     arithmetic = (config.precision, device.type, str(threads), torch.__version__, razor_ray.__version__)
     checkpoint = folder.checkpoint(cell, _digest(data, rows, network, arithmetic))
     steps = training.fit(
         network,
         _as_tensor(data.pixels),
         _as_tensor(data.samples.label),
-        config,
+        replace(config, batch_size=batch_size_of(config, cell, num_samples)),
         arch=data.arch,
         image_size=data.image_size,
         num_steps=num_steps,
@@ -216,7 +218,7 @@ def _choose(cell: Cell, config: CompareConfig, data: Data) -> NDArray[np.intp]:
     num_samples = len(data.samples.ids)
     if cell.method == ALL:
         return np.arange(num_samples)
-    method = method_of(cell.method, config, data)
+    method = method_of(cell, config, data)
     return np.flatnonzero(method(data.samples, weights.budget(num_samples, cell.keep_fraction), cell.seed))
 
 
@@ -248,14 +250,29 @@ def _digest(data: Data, rows: NDArray[np.integer], fresh: torch.nn.Module, arith
 
 def num_steps_of(config: CompareConfig, cell: Cell, num_samples: int) -> int:
     """Of a cell, given the number of all samples to choose from."""
-    if cell.budget == "epochs":
-        num_samples = weights.budget(num_samples, cell.keep_fraction)
-    batch_size = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
-    return config.epochs * -(-num_samples // batch_size)
+    return config.epochs * -(-_counted(cell, num_samples) // batch_size_of(config, cell, num_samples))
 
 
-def method_of(name: str, config: CompareConfig, data: Data) -> Method:
-    """A method by its name; 'razor' with the settings of the comparison, and the rounds of its run."""
+def batch_size_of(config: CompareConfig, cell: Cell, num_samples: int) -> int:
+    """Of a cell, given the number of all samples to choose from: equal steps are of as many samples as with all."""
+    return training.choose_batch_size(_counted(cell, num_samples)) if config.batch_size == "auto" else config.batch_size
+
+
+def _counted(cell: Cell, num_samples: int) -> int:
+    """Samples in an epoch of a cell, as its budget counts them."""
+    return weights.budget(num_samples, cell.keep_fraction) if cell.budget == "epochs" else num_samples
+
+
+def method_of(cell: Cell, config: CompareConfig, data: Data) -> functools.partial[NDArray[np.bool_]]:
+    """The method of a cell; 'razor' with the settings of the comparison, the rounds of its run and the cell's budget.
+
+    That it is told for how long what it chooses is trained for is no advantage over its rivals, whose rules have no
+    place for it; settings behind a name may say otherwise.
+    """
     return methods.resolve(
-        name, weigh=config.weigh, sample=config.sample, threshold=data.threshold, earlier=data.earlier
+        cell.method,
+        weigh=config.weigh,
+        sample=replace(config.sample, trained_for=cell.budget),
+        threshold=data.threshold,
+        earlier=data.earlier,
     )

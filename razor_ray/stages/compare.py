@@ -17,16 +17,28 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from razor_ray import charts, comparison, images, manifest, methods, model, schema
+from razor_ray import charts, comparison, images, manifest, methods, model, schema, weights
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig, PruneConfig
 from razor_ray.hashing import VALIDATION, hash_ids
 from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_table
-from razor_ray.selection import Samples
+from razor_ray.selection import RULE, Samples, class_quotas, gamma_razor
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
-from razor_ray.stages.cells import CELLS, STATE, Cell, Data, Folder, Steps, cells, num_steps_of, state_name, train_cells
+from razor_ray.stages.cells import (
+    CELLS,
+    STATE,
+    Cell,
+    Data,
+    Folder,
+    Steps,
+    cells,
+    method_of,
+    num_steps_of,
+    state_name,
+    train_cells,
+)
 from razor_ray.stages.sample import random_ids
 from razor_ray.stages.weigh import threshold_of_round
 
@@ -34,6 +46,7 @@ _DECODE_BATCH = 256
 _MADE_OF = "_made_of.json"
 _VALIDATION_FRACTION = 0.1
 _SECONDS_BETWEEN_STATES = 60.0
+_OF_QUOTAS = ("weigh", "threshold", "earlier")
 
 
 def compare(
@@ -87,6 +100,7 @@ def compare(
         _check_methods(config, samples)
         data = _gather(config, samples, sample_id, catalog, held_out)
         data = _with_rounds(data, samples, run.commit_facts("proxy").get("rounds", []), pruned)
+        _check_quotas(missing, config, data)
         folder = Folder(store.filesystem, store.root.rstrip("/"), _SECONDS_BETWEEN_STATES)
         num_steps = sum(num_steps_of(config, cell, len(data.samples.ids)) for cell in missing)
         num_asked = len(cells(config))
@@ -127,6 +141,7 @@ def _check_same(
         If the run, its input, its settings or the held-out images are not those that the comparison was begun with.
     """
     made_of = {
+        "rule": RULE,
         "input": catalog.fingerprint,
         "held-out": held_out.fingerprint if held_out else None,
         "proxy": run.commit_facts("proxy")["weights_sha256"],
@@ -136,8 +151,8 @@ def _check_same(
     begun = store.read_json(_MADE_OF)
     if begun is not None and (changed := [name for name, value in made_of.items() if begun.get(name) != value]):
         raise ValueError(
-            f"{store.uri} was begun with another state of {run.uri} or of the held-out images ({', '.join(changed)} "
-            "changed since). Choose another --output."
+            f"{store.uri} was begun with another state of {run.uri} or of the held-out images, or by another version "
+            f"of razor_ray ({', '.join(changed)} changed since). Choose another --output."
         )
     store.write_json(_MADE_OF, made_of)
 
@@ -198,12 +213,31 @@ def check_names(config: CompareConfig, pruned: PruneConfig) -> None:
 
 
 def _check_methods(config: CompareConfig, samples: Samples) -> None:
+    """Before hours of training, not after: a score that is missing is told by the method itself."""
     few = samples.take(
         np.concatenate([np.flatnonzero(samples.label == label)[:2] for label in np.unique(samples.label)])
     )
     for name in config.methods:
-        # Before hours of training, not after: a score that is missing is told by the method itself.
-        methods.resolve(name, weigh=config.weigh, sample=config.sample)(few, len(few.ids), 0)
+        method = methods.resolve(name, weigh=config.weigh, sample=config.sample)
+        if method.func is gamma_razor:  # whose losses are to be judged all together: see `_check_quotas`
+            samples.column(samples.hardness)
+        else:
+            method(few, len(few.ids), 0)
+
+
+def _check_quotas(missing: list[Cell], config: CompareConfig, data: Data) -> None:
+    """Likewise of what cannot be met: a class floor beyond the budget, or a threshold that a scheme cannot have."""
+    checked = set()
+    for cell in missing:
+        method = method_of(cell, config, data) if cell.method != ALL else None
+        if method is None or method.func is not gamma_razor or (cell.method, cell.keep_fraction) in checked:
+            continue
+        checked.add((cell.method, cell.keep_fraction))
+        budget = weights.budget(len(data.samples.ids), cell.keep_fraction)
+        try:
+            class_quotas(data.samples, budget, **{name: method.keywords[name] for name in _OF_QUOTAS})
+        except ValueError as error:
+            raise ValueError(f"{cell.method} at {100 * cell.keep_fraction:g} %: {error}") from error
 
 
 def _check_room(config: CompareConfig, catalog: Catalog, held_out: Catalog | None) -> None:
@@ -235,9 +269,16 @@ def _gather(
             say(f"warning   {num_lost:,} held-out images could not be used, and count in no figure")
     else:
         aside = validation_mask(samples)
+        if not aside.any():
+            raise ValueError(
+                "no class has two images, one of which could be set aside. Name held-out images by --eval."
+            )
         margin = (stored - size) // 2  # the middle of what crops for training are taken from
         eval_pixels = pixels[place[aside], margin : margin + size, margin : margin + size]
         eval_label = samples.label[aside].astype(np.int64)
+        num_without = len(np.setdiff1d(samples.label, eval_label))
+        if num_without:
+            say(f"warning   {num_without} classes of one image each have none set aside, and count in no figure")
         samples, place = samples.take(np.flatnonzero(~aside)), place[~aside]
     if len(place) < len(pixels):
         pixels = pixels[place]
@@ -259,11 +300,11 @@ def _with_rounds(data: Data, scored: Samples, rounds: list[dict[str, Any]], prun
 
 
 def validation_mask(samples: Samples) -> NDArray[np.bool_]:
-    """A tenth of every class, by a hash of the ids: the same whatever is compared; (N,)."""
+    """A tenth of every class, but at least one of two, by a hash of the ids: the same whatever is compared; (N,)."""
     order = np.lexsort((hash_ids(samples.ids.astype(np.uint64), 0, VALIDATION), samples.label))
     aside = np.zeros(len(order), bool)
     for rows in np.split(order, np.flatnonzero(np.diff(samples.label[order])) + 1):
-        aside[rows[: int(_VALIDATION_FRACTION * len(rows))]] = True
+        aside[rows[: max(int(_VALIDATION_FRACTION * len(rows)), min(len(rows) - 1, 1))]] = True
     return aside
 
 

@@ -71,16 +71,19 @@ def settings(config: PruneConfig) -> PruneConfig:
 def choice_as_in(config: CompareConfig, pruned: PruneConfig) -> CompareConfig:
     """A comparison whose method 'razor' chooses as the run did; a setting that is given and is no default counts.
 
+    What the run's subset is trained for does not: a comparison trains for its own budgets.
+
     Raises
     ------
     ValueError
         If the run had ISPL rounds, in which its proxy learned by the weights of other settings than are given.
     """
     weigh, sample = _Settling({}), _Settling({})
+    of_run = dataclasses.replace(pruned.sample, trained_for=config.sample.trained_for)
     settled = dataclasses.replace(
         config,
         weigh=weigh.all_of("weigh.", config.weigh, pruned.weigh, WeighConfig(), own=_given(config.weigh)),
-        sample=sample.all_of("sample.", config.sample, pruned.sample, SampleConfig(), own=_given(config.sample)),
+        sample=sample.all_of("sample.", config.sample, of_run, SampleConfig(), own=_given(config.sample)),
     )
     if pruned.rounds > 1:
         asked, made = (dataclasses.replace(each, quota="ispl", class_floor=1) for each in (settled.weigh, pruned.weigh))
@@ -92,6 +95,8 @@ def choice_as_in(config: CompareConfig, pruned: PruneConfig) -> CompareConfig:
             )
     if taken := weigh.taken + sample.taken:
         say(f"note      razor as in {config.run}: {', '.join(taken)}")
+    if (budget := pruned.sample.trained_for) not in config.budgets:
+        say(f"note      {config.run} was to be trained for equal {budget}: --budgets {budget} compares that choice")
     return settled
 
 

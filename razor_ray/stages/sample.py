@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,9 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         store.files("scores"), store.filesystem, columns, partition_of_label, by="label", num_bytes=num_bytes
     )
     budget = int(weights.table["quota"].to_numpy().sum())
-    window = Window.of(config.sample, budget / int(num_samples.sum()), weights.contradicted_fraction)
-    for note in _notes(config.sample, window, weights):
+    keep_fraction = budget / int(num_samples.sum())
+    window = Window.of(config.sample, keep_fraction, weights.contradicted_fraction)
+    for note in _notes(config.sample, keep_fraction, window, weights):
         say(f"note      {note}")
     folder = store.begin("selection")
     shared = ray.put(weights), ray.put(_count_levels(store, hardness, int(num_samples.sum())))
@@ -93,7 +94,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     store.commit("selection", facts)
 
 
-def _notes(settings: SampleConfig, window: Window, weights: Weights) -> Iterator[str]:
+def _notes(settings: SampleConfig, keep_fraction: float, window: Window, weights: Weights) -> Iterator[str]:
     """What about a choice is not as one may think."""
     contradicted = weights.contradicted_fraction
     if settings.gamma == "auto" and window.sharpness < _BLUNT:
@@ -103,6 +104,9 @@ def _notes(settings: SampleConfig, window: Window, weights: Weights) -> Iterator
         )
     if settings.focus != "auto" and window.sharpness == 0:
         yield f"sample.focus {settings.focus} has no effect where γ is 0: all levels of hardness have one chance"
+    usual = replace(settings, trained_for=SampleConfig().trained_for)
+    if settings != usual and (window.sharpness == 0 or window == Window.of(usual, keep_fraction, contradicted)):
+        yield f"sample.trained_for {settings.trained_for} has no effect here: the same levels of hardness are kept"
     if contradicted > _MOST_CONTRADICTED:
         yield (
             f"the proxy contradicts {contradicted:.1%} of the labels: what it finds hard says little. Train it for "

@@ -367,6 +367,32 @@ def test_razor_chooses_as_its_run_did(capfd):
         reuse.choice_as_in(replace(asked, weigh=WeighConfig(scheme="hard")), in_rounds)
 
 
+def test_razor_chooses_for_what_each_training_is(run, capfd):
+    data, config = data_of(run), CompareConfig(run="run", output="out", sample=SampleConfig(tail=0.0))
+
+    def choose(method, budget):
+        return cells._choose(cells.Cell(method, 0.2, budget, 4), config, data).tolist()
+
+    for budget in ("epochs", "steps"):
+        sample = SampleConfig(tail=0.0, trained_for=budget)
+        assert choose("razor", budget) == np.flatnonzero(gamma_razor(data.samples, 60, 4, sample=sample)).tolist()
+        assert choose("razor:trained_for=epochs", budget) == choose("razor", "epochs")  # whoever says so
+        assert choose("ccs", budget) == choose("ccs", "epochs")
+    assert choose("razor", "steps") != choose("razor", "epochs")
+    capfd.readouterr()
+    # What the run's subset is trained for says nothing of a comparison's trainings, which is told.
+    pruned = PruneConfig(
+        input=InputConfig(path="in"), output="run", keep_fraction=0.3, sample=SampleConfig(trained_for="steps")
+    )
+    assert reuse.choice_as_in(config, pruned) == config
+    assert "note      run was to be trained for equal steps: --budgets steps compares" in capfd.readouterr().err
+    both = replace(config, budgets=("epochs", "steps"))
+    assert reuse.choice_as_in(both, pruned) == both
+    assert capfd.readouterr().err == ""
+    with pytest.raises(ValueError, match="sample.trained_for is for prune: .* Use --budgets"):
+        replace(config, sample=SampleConfig(trained_for="steps"))
+
+
 def test_rounds_count_in_proportion_to_what_is_left_of_a_class(run):
     scored, _ = comparing.read_samples(RunStore(f"{run}/run"))
     left = scored.take(np.flatnonzero(~comparing.validation_mask(scored)))
@@ -431,7 +457,7 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     assert "| 1.000 | 1.000 | 1.000 | 1.000 |" in capfd.readouterr().out  # a run agrees with itself on the ranks
 
 
-@pytest.mark.parametrize("changed", ["input", "held-out", "proxy", "scores", "choice"])
+@pytest.mark.parametrize("changed", ["rule", "input", "held-out", "proxy", "scores", "choice"])
 def test_trainings_of_other_images_or_scores_are_not_put_beside(run, tmp_path, capfd, changed):
     shutil.copytree(run / "run", tmp_path / "run")
     paths = ["--run", f"{tmp_path}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
@@ -476,6 +502,39 @@ def test_validation_is_a_tenth_of_each_class_whatever_the_order():
     assert np.bincount(samples.label[aside]).tolist() == [60, 30, 10]
     order = rng.permutation(1000)
     np.testing.assert_array_equal(comparing.validation_mask(samples.take(order)), aside[order])
+    # Of small classes one image, of two as of nineteen; where there is but one it is left to choose from.
+    small = Samples(ids=np.arange(32), label=np.repeat([0, 1, 2, 3], [1, 2, 10, 19]))
+    assert np.bincount(small.label[comparing.validation_mask(small)], minlength=4).tolist() == [0, 1, 1, 1]
+
+
+def test_equal_steps_are_of_as_many_samples():
+    config, options = CompareConfig(run="run", output="out", epochs=10), {"seed": 0, "method": "random"}
+    for num_samples, fraction, budget, batch_size, num_steps in (
+        (50_000, 0.1, "epochs", 64, 10 * 79),  # 5,000 in batches of 64
+        (50_000, 0.1, "steps", 128, 10 * 391),
+        (20_000, 0.1, "steps", 128, 10 * 157),
+        (50_000, 1.0, "epochs", 128, 10 * 391),
+    ):
+        cell = cells.Cell(keep_fraction=fraction, budget=budget, **options)
+        assert cells.batch_size_of(config, cell, num_samples) == batch_size
+        assert cells.num_steps_of(config, cell, num_samples) == num_steps
+        assert cells.batch_size_of(replace(config, batch_size=7), cell, num_samples) == 7
+
+
+def test_a_cell_is_trained_in_batches_of_its_size(run, tmp_path, monkeypatch):
+    told, fit = [], training.fit
+
+    def spy(*arguments, **options):
+        told.append((arguments[3].batch_size, options["num_steps"]))
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(cells.training, "fit", spy)
+    monkeypatch.setattr(cells.training, "choose_batch_size", lambda num_samples: num_samples // 3)
+    config = CompareConfig(run="run", output="out", epochs=2, augment="none")
+    for budget in ("epochs", "steps"):
+        cell = cells.Cell("random", 0.2, budget, 0)
+        list(cells._train_cell(cell, config, data_of(run), folder_at(tmp_path, 3600), 1))
+    assert told == [(20, 6), (100, 6)]  # of 60, and of 300 samples
 
 
 @pytest.mark.parametrize(
@@ -483,6 +542,10 @@ def test_validation_is_a_tenth_of_each_class_whatever_the_order():
     [
         (["--methods", "guess"], "there is no method 'guess'. Methods: razor, random,"),
         (["--methods", "dual"], "there is no score 'dual'"),  # the proxy was given: nobody saw it learn
+        (
+            ["--methods", "razor", "--weigh.class-floor", "20", "--keep-fractions", "0.1"],
+            "razor at 10 %: a floor of 20",
+        ),
         (["--keep-fractions", "30"], "keep_fraction must be in (0, 1]"),
         (["--methods", "random", "random"], "none twice"),
         (["--run", "/nowhere"], "holds no run of prune"),

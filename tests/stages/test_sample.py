@@ -144,9 +144,10 @@ def test_bit_identical_at_any_cut_order_and_number_of_workers(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("quota", "hardness", "with_aum"), [("ispl", "el2n", False), ("recall", "margin", False), ("ispl", "loss", True)]
+    ("quota", "hardness", "with_aum", "trained_for"),
+    [("ispl", "el2n", False, "epochs"), ("recall", "margin", False, "epochs"), ("ispl", "loss", True, "steps")],
 )
-def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota, hardness, with_aum):
+def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota, hardness, with_aum, trained_for):
     # Of 1,999 the budget is no three tenths, but 600 of 1,999: what the window follows.
     table, rng = make_scores(2000).slice(0, 1999), np.random.default_rng(4)
     at = table.schema.get_field_index(hardness)
@@ -156,7 +157,11 @@ def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota, hardness, with_aum
     if with_aum:  # of it, not of the margin of one pass, is what the proxy contradicts
         table = table.append_column("aum", pa.array(rng.normal(-1.0, 1.0, 1999), pa.float32()))
         names.append("aum")
-    settings = {"weigh": WeighConfig(scheme="diversity", quota=quota), "score": ScoreConfig(hardness=hardness)}
+    settings = {
+        "weigh": WeighConfig(scheme="diversity", quota=quota),
+        "score": ScoreConfig(hardness=hardness),
+        "sample": SampleConfig(trained_for=trained_for),
+    }
     selection = select(tmp_path / "run", table, seed=5, **settings)
     embedding = table["embedding"].combine_chunks()
     samples = Samples(
@@ -166,12 +171,12 @@ def test_the_same_as_gamma_razor_in_one_call(tmp_path, quota, hardness, with_aum
         embedding=embedding.flatten().to_numpy().reshape(1999, -1),
         hardness=hardness,
     )
-    keep = gamma_razor(samples, 600, 5, weigh=settings["weigh"])
+    keep = gamma_razor(samples, 600, 5, weigh=settings["weigh"], sample=settings["sample"])
     np.testing.assert_array_equal(keep, selection["keep"])
     contradicted = contradicted_fraction(table["aum" if with_aum else "margin"])
     assert 0.05 < contradicted < 0.5
     window = RunStore(str(tmp_path / "run")).commit_facts("selection")["window"]
-    assert window == asdict(Window.of(SampleConfig(), 600 / 1999, contradicted))
+    assert window == asdict(Window.of(settings["sample"], 600 / 1999, contradicted))
 
 
 def test_a_proxy_that_contradicts_nothing_or_nearly_all_is_told_of(tmp_path, capfd):
@@ -194,6 +199,11 @@ def test_settings_without_their_effect_are_told_of(tmp_path, capfd):
     table = make_scores(500)
     select(tmp_path / "blunt", table, sample=SampleConfig(gamma=0.0, focus=0.4))
     assert "note      sample.focus 0.4 has no effect where γ is 0" in capfd.readouterr().err
+    select(tmp_path / "both", table, sample=SampleConfig(trained_for="steps", gamma=1.0, focus=0.4))
+    assert "note      sample.trained_for steps has no effect here: the same levels" in capfd.readouterr().err
+    select(tmp_path / "flat", table, sample=SampleConfig(trained_for="steps", gamma=0.0))
+    assert "note      sample.trained_for steps has no effect here" in capfd.readouterr().err
+    select(tmp_path / "one", table, sample=SampleConfig(trained_for="steps", gamma=1.0))
     of_each = WeighConfig(quota="proportional")  # three tenths of every class
     select(tmp_path / "sharp", table, weigh=of_each, sample=SampleConfig(gamma=1.0, focus=0.4, tail=0.69))
     assert "note" not in capfd.readouterr().err
