@@ -72,7 +72,7 @@ def sample_class(
 
     The hardest floor(tail * n) samples are set aside, but never so many that fewer than `quota` are left (the least
     hard of them come back first). The rest is clustered; each cluster gets a share of the quota in proportion to its
-    sum of weights, at most its size; inside it samples are drawn with those weights. Of a small quota there are
+    sum of weights, at most its size; inside it samples are drawn with those weights. Of a small quota k-means makes
     fewer clusters, a third of it, lest some get nothing, whatever the seed. A class kept whole
     (quota = n) or not at all (quota = 0) is neither clustered nor given a tail. If all hardness is equal there is no
     tail.
