@@ -227,12 +227,9 @@ def _check_methods(config: CompareConfig, samples: Samples) -> None:
 
 def _check_quotas(missing: list[Cell], config: CompareConfig, data: Data) -> None:
     """Likewise of what cannot be met: a class floor beyond the budget, or a threshold that a scheme cannot have."""
-    checked = set()
-    for cell in missing:
-        method = method_of(cell, config, data) if cell.method != ALL else None
-        if method is None or method.func is not gamma_razor or (cell.method, cell.keep_fraction) in checked:
-            continue
-        checked.add((cell.method, cell.keep_fraction))
+    of_razor = [cell for cell in missing if methods.METHODS.get(cell.method.partition(":")[0]) is gamma_razor]
+    for cell in {(cell.method, cell.keep_fraction): cell for cell in of_razor}.values():
+        method = method_of(cell, config, data)
         budget = weights.budget(len(data.samples.ids), cell.keep_fraction)
         try:
             class_quotas(data.samples, budget, **{name: method.keywords[name] for name in _OF_QUOTAS})
