@@ -218,16 +218,15 @@ def _check_methods(config: CompareConfig, samples: Samples) -> None:
         np.concatenate([np.flatnonzero(samples.label == label)[:2] for label in np.unique(samples.label)])
     )
     for name in config.methods:
-        method = methods.resolve(name, weigh=config.weigh, sample=config.sample)
-        if method.func is gamma_razor:  # whose losses are to be judged all together: see `_check_quotas`
+        if _is_razor(name):  # whose losses are to be judged all together: see `_check_quotas`
             samples.column(samples.hardness)
         else:
-            method(few, len(few.ids), 0)
+            methods.resolve(name)(few, len(few.ids), 0)
 
 
 def _check_quotas(missing: list[Cell], config: CompareConfig, data: Data) -> None:
     """Likewise of what cannot be met: a class floor beyond the budget, or a threshold that a scheme cannot have."""
-    of_razor = [cell for cell in missing if methods.METHODS.get(cell.method.partition(":")[0]) is gamma_razor]
+    of_razor = [cell for cell in missing if _is_razor(cell.method)]
     for cell in {(cell.method, cell.keep_fraction): cell for cell in of_razor}.values():
         method = method_of(cell, config, data)
         budget = weights.budget(len(data.samples.ids), cell.keep_fraction)
@@ -235,6 +234,10 @@ def _check_quotas(missing: list[Cell], config: CompareConfig, data: Data) -> Non
             class_quotas(data.samples, budget, **{name: method.keywords[name] for name in _OF_QUOTAS})
         except ValueError as error:
             raise ValueError(f"{cell.method} at {100 * cell.keep_fraction:g} %: {error}") from error
+
+
+def _is_razor(name: str) -> bool:
+    return methods.METHODS.get(name.partition(":")[0]) is gamma_razor
 
 
 def _check_room(config: CompareConfig, catalog: Catalog, held_out: Catalog | None) -> None:
