@@ -124,7 +124,7 @@ def gamma_razor(
     """
     weigh, sample = weigh or WeighConfig(), sample or SampleConfig()
     classes = _classes(samples)
-    quotas = class_quotas(samples, budget, weigh=weigh, threshold=threshold, earlier=earlier)
+    quotas = interclass_quotas(samples, budget, weigh=weigh, threshold=threshold, earlier=earlier)
     loss, margin = samples.column("loss"), samples.column("margin")
     hardness = samples.column(samples.hardness)
     contradicted = contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
@@ -147,7 +147,7 @@ def gamma_razor(
     return keep
 
 
-def class_quotas(
+def interclass_quotas(
     samples: Samples,
     budget: int,
     *,

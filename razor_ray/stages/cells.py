@@ -266,8 +266,7 @@ def _counted(cell: Cell, num_samples: int) -> int:
 def method_of(cell: Cell, config: CompareConfig, data: Data) -> functools.partial[NDArray[np.bool_]]:
     """The method of a cell; 'razor' with the settings of the comparison, the rounds of its run and the cell's budget.
 
-    That it is told for how long what it chooses is trained for is no advantage over its rivals, whose rules have no
-    place for it; settings behind a name may say otherwise.
+    Only the razor's rule has a place for how long its choice will be trained; settings behind a name come on top.
     """
     return methods.resolve(
         cell.method,

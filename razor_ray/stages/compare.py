@@ -23,7 +23,7 @@ from razor_ray.config import CompareConfig, PruneConfig
 from razor_ray.hashing import VALIDATION, hash_ids
 from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, open_filesystem, write_table
-from razor_ray.selection import RULE, Samples, class_quotas, gamma_razor
+from razor_ray.selection import RULE, Samples, gamma_razor, interclass_quotas
 from razor_ray.stages import ingest, runtime
 from razor_ray.stages.catalog import Catalog, choose_size, pieces
 from razor_ray.stages.cells import (
@@ -231,7 +231,7 @@ def _check_quotas(missing: list[Cell], config: CompareConfig, data: Data) -> Non
         method = method_of(cell, config, data)
         budget = weights.budget(len(data.samples.ids), cell.keep_fraction)
         try:
-            class_quotas(data.samples, budget, **{name: method.keywords[name] for name in _OF_QUOTAS})
+            interclass_quotas(data.samples, budget, **{name: method.keywords[name] for name in _OF_QUOTAS})
         except ValueError as error:
             raise ValueError(f"{cell.method} at {100 * cell.keep_fraction:g} %: {error}") from error
 
