@@ -197,8 +197,9 @@ def _refusal(stop: BaseException) -> BaseException | None:
 
 def _run_here(verb: str, config: AnyConfig) -> None:
     # A mistyped path is told at once.
+    source = None
     if not isinstance(config, CompareConfig) and not (isinstance(config, PruneConfig) and config.scores_from):
-        sources.find(config.input)
+        source = sources.find(config.input)
     if not isinstance(config, PruneConfig) and (held_out := config.eval.as_input()):
         with told_of("--eval"):
             sources.find(held_out)
@@ -206,8 +207,8 @@ def _run_here(verb: str, config: AnyConfig) -> None:
     from razor_ray import pipeline
 
     verbs: dict[str, Callable[[Any], Any]] = {
-        "prune": pipeline.prune,
-        "train": pipeline.train,
+        "prune": lambda config: pipeline.prune(config, source),
+        "train": lambda config: pipeline.train(config, source),
         "compare": lambda config: print(pipeline.compare(config)),
     }
     verbs[verb](config)

@@ -28,6 +28,7 @@ MAX_PROBED_BYTES = 2**23
 SMALL_IMAGE = 64
 """Images up to this side are seen whole and at their own size; larger ones as a central crop of 224."""
 
+JPEG_MAGIC = b"\xff\xd8"
 
 NUM_PROBED = 8
 """Images of a shard that are looked at to tell how large its images are."""

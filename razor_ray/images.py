@@ -19,9 +19,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from razor_ray.headers import MAX_PIXELS, SMALL_IMAGE, ImageError, open_image
+from razor_ray.headers import JPEG_MAGIC, MAX_PIXELS, SMALL_IMAGE, ImageError, open_image
 
-_JPEG_MAGIC = b"\xff\xd8"
 _REDUCTIONS = (8, 4, 2)  # those that libjpeg-turbo has vector code for; 8/3, say, saves nothing over 2
 _SEEN = 224 / 256
 """Of the shorter side of a large image, the part that is seen."""
@@ -113,7 +112,7 @@ def decoders() -> dict[str, str]:
 
 def _decode_pixels(encoded: bytes, size: int) -> NDArray[np.uint8]:
     """RGB pixels, (H, W, 3) uint8; of a JPEG that is larger than needed, at a half, a quarter or an eighth."""
-    if encoded.startswith(_JPEG_MAGIC):
+    if encoded.startswith(JPEG_MAGIC):
         with suppress(ValueError):  # cut short, damaged, CMYK: what Pillow says of it is the answer
             return _decode_jpeg(encoded, size)
     image = open_image(encoded)

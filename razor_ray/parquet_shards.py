@@ -22,7 +22,8 @@ from razor_ray.labels import class_names_in_metadata, is_text
 from razor_ray.progress import sign_of_life
 from razor_ray.shards import InputError, LabelKind, Piece, ShardFacts, Source
 
-_ROWS_READ_AT_ONCE = 500
+_ROWS_READ_AT_ONCE, _BYTES_DECODED_AT_ONCE = 500, 2**28
+"""Of a row group, whichever is less. Arrow refuses a column of structs that takes 2 GiB in one batch."""
 _LARGE_CHUNK_BYTES, _BYTES_READ_AT_ONCE = 2**25, 2**23
 """Of a column in a row group: more than a batch or two of photographs; and what a store gives in well above the time
 that a request takes."""
@@ -65,18 +66,23 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         ) from error
 
 
-def check_column(source: Source, column: str, mend: str) -> None:
-    """Raise InputError, ending in how to mend it, unless the shards have a column of this name."""
+def check_numbers(source: Source, column: str, mend: str) -> None:
+    """Raise InputError, ending in how to mend it, unless the shards have a column of numbers of this name."""
 
-    def names_in(shard: int) -> list[str]:
-        return pq.read_schema(source.path(shard), filesystem=source.filesystem).names
+    def schema_of(shard: int) -> pa.Schema:
+        return pq.read_schema(source.path(shard), filesystem=source.filesystem)
 
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-        for path, names in zip(source.paths, pool.map(names_in, range(len(source.paths))), strict=True):
+        for path, found in zip(source.paths, pool.map(schema_of, range(len(source.paths))), strict=True):
             sign_of_life()
-            if column not in names:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise InputError(f"shard {path} has no column {column!r} (it has: {', '.join(names)}). {mend}")
+            if column not in found.names:
+                wrong = f"has no column {column!r} (it has: {', '.join(found.names)})"
+            elif not (pa.types.is_floating(kind := found.field(column).type) or pa.types.is_integer(kind)):
+                wrong = f"has {kind}, not numbers, in column {column!r}"
+            else:
+                continue
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise InputError(f"shard {path} {wrong}. {mend}")
 
 
 def read(
@@ -253,11 +259,12 @@ def _batches(
     """A row group that begins with row `start`, by batches and their first rows: it may be larger than memory.
 
     No batch behind row `end` is decoded. Whoever wants some rows so decodes no more than who wanted more of them, and
-    meets no damage that scoring has not met.
+    meets no damage that scoring has not met; for that, batches are the same whichever columns are wanted.
     """
-    for batch in file.iter_batches(
-        _ROWS_READ_AT_ONCE, row_groups=[row_group], columns=list(columns), use_threads=False
-    ):
+    group = file.metadata.row_group(row_group)
+    num_bytes = max(group.column(index).total_uncompressed_size for index in range(group.num_columns))
+    at_once = max(min(_ROWS_READ_AT_ONCE, _BYTES_DECODED_AT_ONCE * group.num_rows // max(num_bytes, 1)), 1)
+    for batch in file.iter_batches(at_once, row_groups=[row_group], columns=list(columns), use_threads=False):
         kinds = [field.with_type(_without_views(field.type)) for field in batch.schema]
         yield start, batch.cast(pa.schema(kinds)) if kinds != list(batch.schema) else batch
         start += batch.num_rows

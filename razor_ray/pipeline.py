@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from razor_ray.stages import dynamics, ingest, ispl, preflight, quarantine, reus
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import Proxy, check_resources, proxy_in_store, score
+from razor_ray.stages.score import BEGUN, Proxy, check_resources, proxy_in_store, score
 from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
@@ -33,12 +35,14 @@ _ON_TERMINAL = {"scores": "score", "weights": "weigh", "selection": "sample", "s
 """Stages whose folder is called by what it holds, and whose progress by what is done."""
 
 
-def prune(config: PruneConfig) -> dict[str, Any]:
+def prune(config: PruneConfig, source: sources.Source | None = None) -> dict[str, Any]:
     """Choose a subset and write it; stages that are done already are skipped.
 
     Parameters
     ----------
     config : PruneConfig
+    source : Source, optional
+        Its input, if it has been listed just now: that of a million files takes minutes.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def prune(config: PruneConfig) -> dict[str, Any]:
         raise ValueError(f"{error}{reuse.offer(config, store)}") from error
     with _only_writer(store, config.stall_timeout):
         stages = _Stages(store)
-        source = sources.find(config.input)
+        source = source or sources.find(config.input)
         preflight.check_places(store, source)
         if not store.is_done("scores"):
             _tell_of_gpus(config.proxy)
@@ -75,9 +79,11 @@ def prune(config: PruneConfig) -> dict[str, Any]:
             stages.once("scores", lambda: reuse.take_scores(catalog, earlier, store, config))
         else:
             stages.once("proxy", lambda: _make_proxy(config, catalog, store))
+            store.discard("_proxy")
             proxy = _read_proxy(config, catalog, store)
             stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
-            store.discard(_ROUNDS)
+            for name in (_ROUNDS, BEGUN):
+                store.discard(name)
         stages.once("weights", lambda: _weigh(config, catalog, store))
         _tell_of_lost_classes(catalog, store)
         stages.once("selection", lambda: sample(store, weighing.read(store), config))
@@ -97,8 +103,14 @@ def prune(config: PruneConfig) -> dict[str, Any]:
     return result
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, source: sources.Source | None = None) -> dict[str, Any]:
     """Train a network on a subset or any labelled images, and evaluate it on held-out ones.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    source : Source, optional
+        Its input, if it has been listed just now.
 
     Returns
     -------
@@ -114,20 +126,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
     store = RunStore(config.output)
     store.check_free(config)
     with _only_writer(store, config.stall_timeout):
-        catalog = catalogs.build(config.input)
+        catalog = catalogs.build(config.input, source=source)
         if store.is_done("train"):
-            _check_same_input(store, catalog)
+            _check_same_input(store, catalog, None)
             say("train     done before, skipped")
         else:
             if config.use_weights:
-                sources.check_column(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
+                sources.check_numbers(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
             held_out = _held_out(config.eval, catalog)
             _tell_of_gpus(config.model)
             _network(config.model, catalog)
-            training.check_resources(config)
+            training.check_resources(config, catalog.num_samples)
             preflight.check_places(store, catalog.source)
             store.claim(config)  # only now: a request that cannot be met leaves no folder behind
-            _check_same_input(store, catalog)
+            _check_same_input(store, catalog, held_out)
             result = training.train(config, catalog, held_out, store, "train", "train")
             store.seal("train", {"metrics": result})
             for name in (training.BEAT, training.BEGUN):
@@ -180,7 +192,6 @@ def compare(config: CompareConfig) -> str:
         _tell_of_gpus(config.model)
         _network(config.model, catalog)
         preflight.check_places(store, catalog.source)
-        store.claim(config)
         text = comparing.compare(config, run, pruned, catalog, held_out, store)
     say(f"done      {store.address('compare.md')}")
     return text
@@ -189,13 +200,18 @@ def compare(config: CompareConfig) -> str:
 @contextmanager
 def _only_writer(store: RunStore, stall_timeout: float) -> Iterator[None]:
     """A session with Ray in which this run alone writes its folder, and which does not wait for ever."""
-    with (
-        interruptible() as stop,
-        lease.hold(store, stop),
-        runtime.session(),
-        watchdog.watch(stall_timeout, stop),
-    ):
-        yield
+    before = signal.getsignal(signal.SIGTERM)  # a host program's, which the session puts its own in the place of
+    try:
+        with (
+            interruptible() as stop,
+            lease.hold(store, stop),
+            runtime.session(),
+            watchdog.watch(stall_timeout, stop),
+        ):
+            yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:  # None: not of Python's
+            signal.signal(signal.SIGTERM, before)
 
 
 def _tell_of_gpus(config: ModelConfig) -> None:
@@ -227,15 +243,20 @@ def _tell_of_lost_classes(catalog: catalogs.Catalog, store: RunStore) -> None:
         say(f"warning   nothing is kept of classes of which no image can be used: {', '.join(named)}{more}")
 
 
-def _check_same_input(store: RunStore, catalog: catalogs.Catalog) -> None:
-    """Refuse to go on with, or to show, a training of other data that lay at the same place."""
-    begun = store.read_json(_INPUT)
-    if begun is not None and begun["fingerprint"] != catalog.fingerprint:
-        raise sources.InputError(
-            f"the files of {catalog.input.path} are not those that {store.uri} was begun with. "
-            "Choose another --output for the changed input."
-        )
-    store.write_json(_INPUT, {"fingerprint": catalog.fingerprint})
+def _check_same_input(store: RunStore, catalog: catalogs.Catalog, held_out: catalogs.Catalog | None) -> None:
+    """Refuse to go on with, or to show, a training of other data that lay at the same place.
+
+    Of one that is finished the held-out images are not looked at again.
+    """
+    begun = store.read_json(_INPUT) or {}
+    now = {name: of for name, of in (("fingerprint", catalog), ("held_out", held_out)) if of is not None}
+    for name, of in now.items():
+        if begun.get(name, of.fingerprint) != of.fingerprint:
+            raise sources.InputError(
+                f"the files of {of.input.path} are not those that {store.uri} was begun with. "
+                "Choose another --output for the changed files."
+            )
+    store.write_json(_INPUT, begun | {name: of.fingerprint for name, of in now.items()})
 
 
 class _Stages:
@@ -287,7 +308,7 @@ def _check_can_do(config: PruneConfig, catalog: catalogs.Catalog, store: RunStor
     if config.scores_from:
         return
     if not (store.is_done("proxy") or config.proxy.weights):
-        training.check_resources(_proxy_training(config))
+        training.check_resources(_proxy_training(config), catalog.num_samples)
     if not store.is_done("scores"):
         check_resources(config.score, config.proxy.device)
 
@@ -394,7 +415,6 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
     store.confirm()  # not only before the seal: another run's scores may be of weights that lie there
     store.write_bytes("proxy/model.safetensors", content)
     store.seal("proxy", facts | {"weights_sha256": model.weights_hash(content)})
-    store.discard("_proxy")
 
 
 def _rounds(config: PruneConfig, store: RunStore) -> list[RunStore]:

@@ -74,11 +74,11 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     return _module(source).inspect(source, shard, config)
 
 
-def check_column(source: Source, column: str, mend: str) -> None:
-    """Raise InputError, ending in how to mend it, unless the shards have a column of this name."""
+def check_numbers(source: Source, column: str, mend: str) -> None:
+    """Raise InputError, ending in how to mend it, unless the shards have a column of numbers of this name."""
     if source.format != "parquet":
         raise InputError(f"only Parquet has a column {column!r}, not {_NAMES[source.format]}. {mend}")
-    parquet_shards.check_column(source, column, mend)
+    parquet_shards.check_numbers(source, column, mend)
 
 
 def read(
@@ -93,7 +93,7 @@ def read(
     config : InputConfig
     batch_size : int
     weight_column : str, optional
-        A column of Parquet to give as `weight` too; see `check_column`.
+        A column of Parquet to give as `weight` too; see `check_numbers`.
     """
     if weight_column:
         return parquet_shards.read(source, piece, config, batch_size, weight_column)

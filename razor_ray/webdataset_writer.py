@@ -15,7 +15,7 @@ from razor_ray import headers
 
 SAMPLES_PER_TAR = 5000
 
-_SUFFIX_OF_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}
+_SUFFIX_OF_FORMAT = {"TIFF": "tif", "JPEG2000": "jp2"}
 """Where the suffix is not the name of Pillow's format."""
 
 _QUOTED = {ord("%"): "%25", 0: "%00", ord("\n"): "%0A", ord("\r"): "%0D"}
@@ -82,6 +82,8 @@ def suffix(image: bytes) -> str:
     ImageError
         If it is none; what was scored is one.
     """
+    if image.startswith(headers.JPEG_MAGIC):  # also where Pillow, which is stricter, would not open it
+        return "jpg"
     name = headers.open_image(image).format or ""
     return _SUFFIX_OF_FORMAT.get(name, name.lower())
 

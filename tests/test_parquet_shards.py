@@ -233,12 +233,15 @@ def test_a_shard_that_has_gone(tmp_path):
         sources.inspect(source, 0, config)
 
 
-def test_check_column(tmp_path):
+def test_a_column_of_numbers(tmp_path):
     write(tmp_path / "a.parquet", table(weight=[1.0] * 4))
-    sources.check_column(find(tmp_path), "weight", "Mend.")
+    sources.check_numbers(find(tmp_path), "weight", "Mend.")
     write(tmp_path / "b.parquet")
     with pytest.raises(InputError, match=r"shard b.parquet has no column 'weight' \(it has: image, label\)\. Mend\."):
-        sources.check_column(find(tmp_path), "weight", "Mend.")
+        sources.check_numbers(find(tmp_path), "weight", "Mend.")
+    write(tmp_path / "b.parquet", table(weight=["1"] * 4))
+    with pytest.raises(InputError, match=r"shard b.parquet has string, not numbers, in column 'weight'\. Mend\."):
+        sources.check_numbers(find(tmp_path), "weight", "Mend.")
 
 
 # Fingerprints.
@@ -331,6 +334,22 @@ def test_any_run_of_rows_can_be_read(tmp_path):
             if first + rows <= 30:
                 piece = read_piece(source, Piece(0, "a.parquet", first, rows), ["row"])
                 assert_array_equal(piece["row"], np.arange(first, first + rows))
+
+
+def test_large_images_are_decoded_few_at_a_time(tmp_path, monkeypatch):
+    """Arrow makes no batch of structs that take 2 GiB, and whoever reads fewer columns must cut as the others do."""
+    rng = np.random.default_rng(0)
+    content = [{"bytes": rng.bytes(10_000), "path": None} for _ in range(40)]
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    images = pa.table({"image": pa.array(content, kind), "label": pa.array(range(40))})
+    path = write(tmp_path / "a.parquet", images, use_dictionary=False)
+    monkeypatch.setattr(parquet_shards, "_BYTES_DECODED_AT_ONCE", 35_000)
+    with parquet_shards.open_file(path) as file:
+        for columns in (["image"], ["image", "label"], ["label"]):
+            sizes = [batch.num_rows for _, batch in parquet_shards._batches(file, 0, 0, columns, 40)]
+            assert sizes == [3] * 13 + [1]
+    source = find(path)
+    assert read_piece(source, Piece(0, "a.parquet", 5, 20), ["label"])["label"].to_pylist() == list(range(5, 25))
 
 
 def test_a_piece_of_a_shard_that_became_shorter(tmp_path):

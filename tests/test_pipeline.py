@@ -290,7 +290,11 @@ def test_a_proxy_that_was_changed_is_not_taken(run, tmp_path, capfd):
 
 def test_a_second_run_skips_what_is_done(run, digits, weights_file, capfd):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")}
+    for name in ("_proxy", "_scoring"):  # as if it had been killed between a stage's commit and this
+        (run / name).mkdir()
+        (run / name / "begun.json").touch()
     assert prune(run.parent / "in", run, weights_file, "--input.id-column", "name") == 0
+    assert not list(run.glob("_*"))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
     lines = [line.split() for line in capfd.readouterr().err.splitlines()]
     # By the names that the stages have while they are at work, as the README shows them.

@@ -354,7 +354,7 @@ def test_a_format_that_was_named_is_taken(tmp_path):
 
 def test_only_parquet_has_columns(tmp_path):
     with pytest.raises(InputError, match="only Parquet has a column 'weight', not tars. Mend."):
-        sources.check_column(find(put(tmp_path, "a.tar")), "weight", "Mend.")
+        sources.check_numbers(find(put(tmp_path, "a.tar")), "weight", "Mend.")
 
 
 def test_fsspec_opens_what_pyarrow_does_not(tmp_path):

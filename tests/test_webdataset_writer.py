@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from razor_ray import shards, sources, webdataset_writer
+from razor_ray import images, shards, sources, webdataset_writer
 from razor_ray.config import InputConfig
 from razor_ray.webdataset_shards import _split
 from razor_ray.webdataset_writer import member_key, suffix
@@ -43,6 +43,15 @@ def write_subset(path, keys: list[str]) -> list[bytes]:
 )
 def test_the_suffix_is_the_images_own(kind, expected):
     assert suffix(encoded(kind)) == expected
+
+
+def test_what_the_decoder_takes_for_a_jpeg_is_one():
+    """Pillow is stricter with a marker that has no length of its own before the first that has."""
+    image = encoded("JPEG")
+    odd = image[:2] + b"\xff\x01" + image[2:]
+    _, reasons = images.decode_batch([odd], 8)
+    assert reasons == [None]
+    assert suffix(odd) == "jpg"
 
 
 @settings(deadline=None, derandomize=True)

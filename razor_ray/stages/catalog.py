@@ -20,6 +20,8 @@ from razor_ray.stages.runtime import run_tasks
 _SHARDS_PER_TASK = 16
 _MANY_CLASSES = 20
 """So many labels that each name one sample are none."""
+_PIECE_BYTES = 2**29
+"""Of a Parquet shard, as a piece of one is in memory at once, encoded; a single batch may take more."""
 _MOST_REFUSED = 10
 """After so many shards that cannot be used no more are looked at."""
 
@@ -165,12 +167,14 @@ def is_of(catalog: Catalog, store: RunStore) -> bool:
 
 def pieces(catalog: Catalog, *, max_rows: int, batch_size: int) -> list[sources.Piece]:
     """All pieces of the input, in order of shard and row."""
-    columns = (catalog.table[name].to_pylist() for name in ("path", "group_rows", "group_offsets"))
-    return [
-        piece
-        for shard, (path, rows, offsets) in enumerate(zip(*columns, strict=True))
-        for piece in shards.cut(shard, path, rows, offsets, max_rows, batch_size)
-    ]
+    names = ("path", "group_rows", "group_offsets", "num_bytes", "num_samples")
+    rows = zip(*(catalog.table[name].to_pylist() for name in names), strict=True)
+    is_held = catalog.source.format == "parquet"  # others are read a batch at a time
+    planned = []
+    for shard, (path, group_rows, group_offsets, num_bytes, num_samples) in enumerate(rows):
+        at_most = min(max_rows, _PIECE_BYTES * num_samples // max(num_bytes, 1)) if is_held else max_rows
+        planned += shards.cut(shard, path, group_rows, group_offsets, at_most, batch_size)
+    return planned
 
 
 def choose_size(size: int | Auto, catalog: Catalog) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
+import ray
 import torch
 from numpy.typing import NDArray
 
@@ -85,14 +86,15 @@ def compare(
     ValueError
         If a method is not known or needs a score that the run has not, or the images fit no memory.
     """
-    _check_same(run, config, catalog, held_out, store)
+    made_of = _made_of(run, config, catalog, held_out)
+    _check_same(made_of, run, store)
     proxy, size = run.commit_facts("proxy"), choose_size(config.model.image_size, catalog)
     is_alike = (proxy["arch"], proxy["image_size"]) == (model.resolve_arch(config.model.arch, size), size)
     other_network = "" if is_alike else f"{proxy['arch']} at {proxy['image_size']} pixels"
     done = _done(store)
     missing = [cell for cell in cells(config) if cell not in done]
     if missing:
-        _check_room(config, catalog, held_out)
+        _check_room(config, catalog, held_out, run)
     samples, sample_id = read_samples(run, config.hardness)
     # Before anything is trained, since it may be refused.
     stability = {uri: _stability(run, samples, sample_id, RunStore(uri)) for uri in config.other_runs}
@@ -101,6 +103,8 @@ def compare(
         data = _gather(config, samples, sample_id, catalog, held_out)
         data = _with_rounds(data, samples, run.commit_facts("proxy").get("rounds", []), pruned)
         _check_quotas(missing, config, data)
+        store.claim(config)  # only now: a request that is refused must not find itself in the way when it is mended
+        store.write_json(_MADE_OF, made_of)
         folder = Folder(store.filesystem, store.root.rstrip("/"), _SECONDS_BETWEEN_STATES)
         num_steps = sum(num_steps_of(config, cell, len(data.samples.ids)) for cell in missing)
         num_asked = len(cells(config))
@@ -130,17 +134,9 @@ def compare(
     return _write(config, run, _sorted(done), stability, other_network, store)
 
 
-def _check_same(
-    run: RunStore, config: CompareConfig, catalog: Catalog, held_out: Catalog | None, store: RunStore
-) -> None:
-    """Refuse to put trainings beside others that were made of other images or scores.
-
-    Raises
-    ------
-    ValueError
-        If the run, its input, its settings or the held-out images are not those that the comparison was begun with.
-    """
-    made_of = {
+def _made_of(run: RunStore, config: CompareConfig, catalog: Catalog, held_out: Catalog | None) -> dict[str, Any]:
+    """What decides an accuracy besides the comparison's own settings."""
+    return {
         "rule": RULE,
         "input": catalog.fingerprint,
         "held-out": held_out.fingerprint if held_out else None,
@@ -148,13 +144,22 @@ def _check_same(
         "scores": run.commit_facts("scores"),
         "choice": asdict(config.weigh) | asdict(config.sample),
     }
+
+
+def _check_same(made_of: dict[str, Any], run: RunStore, store: RunStore) -> None:
+    """Refuse to put trainings beside others that were made of other images or scores.
+
+    Raises
+    ------
+    ValueError
+        If the run, its input, its settings or the held-out images are not those that the comparison was begun with.
+    """
     begun = store.read_json(_MADE_OF)
     if begun is not None and (changed := [name for name, value in made_of.items() if begun.get(name) != value]):
         raise ValueError(
             f"{store.uri} was begun with another state of {run.uri} or of the held-out images, or by another version "
             f"of razor_ray ({', '.join(changed)} changed since). Choose another --output."
         )
-    store.write_json(_MADE_OF, made_of)
 
 
 def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -240,15 +245,18 @@ def _is_razor(name: str) -> bool:
     return methods.METHODS.get(name.partition(":")[0]) is gamma_razor
 
 
-def _check_room(config: CompareConfig, catalog: Catalog, held_out: Catalog | None) -> None:
-    """Refuse more images than the object store of a node holds; before scores are read, which may be as many."""
+def _check_room(config: CompareConfig, catalog: Catalog, held_out: Catalog | None, run: RunStore) -> None:
+    """Refuse more than the object store of a node holds; before scores are read, which may be as many as the images."""
     size = choose_size(config.model.image_size, catalog)
     stored = images.stored_size(size, augment=config.augment != "none")
-    num_bytes = catalog.num_samples * stored**2 * 3 + (held_out.num_samples if held_out else 0) * size**2 * 3
+    scored = pq.read_schema(run.files("scores")[0], filesystem=run.filesystem)
+    of_scores = 2 * scored.field("embedding").type.list_size + 8 * len(scored)
+    num_bytes = catalog.num_samples * (stored**2 * 3 + of_scores)
+    num_bytes += held_out.num_samples * size**2 * 3 if held_out else 0
     room = int(0.8 * runtime.smallest_object_store())
     if num_bytes > room:
         raise ValueError(
-            f"the decoded images take {num_bytes / 2**30:.1f} GiB, but the object store of a node has "
+            f"the decoded images and their scores take {num_bytes / 2**30:.1f} GiB, but the object store of a node has "
             f"{room / 2**30:.1f} GiB to spare, and each node that trains holds all of them. Compare on a part of the "
             "data, at a smaller --image-size, or on larger nodes."
         )
@@ -312,9 +320,10 @@ def _decode(catalog: Catalog, size: int, title: str) -> tuple[NDArray[np.int64],
     """All images that can be used: ids (N,), ascending, pixels (N, S, S, 3), labels (N,)."""
     planned = pieces(catalog, max_rows=ingest.piece_rows(size, _DECODE_BATCH), batch_size=_DECODE_BATCH)
     parts: list[Any] = [None] * len(planned)
+    shared = ray.put(catalog)  # a row for each shard: too large to go with every task
     with stage(title, catalog.num_samples) as progress:
         for index, part in runtime.run_tasks(
-            _decode_piece, ((catalog, piece, size) for piece in planned), name="decode"
+            _decode_piece, ((shared, piece, size) for piece in planned), name="decode"
         ):
             parts[index] = part
             progress.advance(planned[index].num_rows)

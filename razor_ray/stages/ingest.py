@@ -191,13 +191,17 @@ def _batch(
     keys = table["key"].to_pylist()
     key_reasons = ["id is null" if key is None else None for key in keys]
     problems = table["problem"].to_pylist()
-    reasons = [
-        of_key or problem or of_label or of_image
-        for of_key, problem, of_label, of_image in zip(key_reasons, problems, label_reasons, image_reasons, strict=True)
-    ]
     weight = np.ones(table.num_rows, np.float32)
     if "weight" in table.column_names:
-        weight = table["weight"].to_numpy().astype(np.float32)  # (B,)
+        weight = table["weight"].to_numpy().astype(np.float32)  # (B,) NaN where it is null
+    # One that is not finite would make every parameter NaN, with no other sign than the result.
+    weight_reasons = [None if 0 <= value < np.inf else "weight is not a number from 0 on" for value in weight.tolist()]
+    reasons = [
+        of_key or problem or of_label or of_weight or of_image
+        for of_key, problem, of_label, of_weight, of_image in zip(
+            key_reasons, problems, label_reasons, weight_reasons, image_reasons, strict=True
+        )
+    ]
     return Batch(
         sample_id=schema.sample_ids(piece.shard_id, first_row, table.num_rows),
         key=[key or "" for key in keys],

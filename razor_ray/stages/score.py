@@ -27,13 +27,15 @@ import pyarrow.fs as pafs
 import ray
 import ray.data
 import torch
+from ray.exceptions import RayTaskError
 
 import razor_ray
 from razor_ray import hardness, heap, images, model, schema, sources, transforms
 from razor_ray.config import ScoreConfig
 from razor_ray.headers import SMALL_IMAGE
+from razor_ray.interrupt import StoppedError
 from razor_ray.progress import say, stage
-from razor_ray.run_store import RunStore, write_table
+from razor_ray.run_store import RunStore, write_file, write_table
 from razor_ray.stages import ingest, preflight, quarantine, runtime
 from razor_ray.stages.catalog import Catalog
 from razor_ray.stages.catalog import pieces as plan
@@ -41,7 +43,9 @@ from razor_ray.stages.ispl import LOSS
 from razor_ray.stages.per_shard import PerShard
 
 BEGUN = "_scoring"
-"""Folder of the run that says how scoring began, until it has ended."""
+"""Folder of the run that says how scoring began; not needed when it has ended."""
+
+_TRIES = f"{BEGUN}/tries"
 
 _MANY_FLAT = 0.01
 """Fraction of images of one colour that is worth a word."""
@@ -90,6 +94,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     scored = store.finished("scores") & names.keys()  # an actor of another plan's may still be at work
     # Not those of pieces that were not finished: what is to be quarantined of them is found again.
     folders["quarantine"] = store.begin("quarantine", keep=scored)
+    folders["tries"] = store.path(_TRIES)
     reasons, examples = quarantine.count_reasons(catalog.source.format, store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
     num_scored = sum(names[name].num_rows for name in scored) - reasons.total()
@@ -98,7 +103,9 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         progress.waiting_for = _asked(resources, len(missing))
         progress.skip(num_samples - sum(piece.num_rows for piece in missing))
         quarantine.check(reasons, num_samples, max_quarantine_fraction, examples)
+        with_bad = store.finished("quarantine")
         for row in _score_pieces(missing, catalog, proxy, resources, store, folders, plan_hash):
+            with_bad.update([row["file"]] if row["reasons"] else [])
             num_scored += row["num_scored"]
             num_flat += row["num_flat"]
             reasons.update(dict(zip(row["reasons"], row["reason_counts"], strict=True)))
@@ -111,7 +118,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
             "in 16 bits that hold small numbers?): nothing tells them apart"
         )
     assert num_scored + reasons.total() == num_samples, "a sample was neither scored nor quarantined"
-    store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)})
+    store.commit("quarantine", {"num_samples": reasons.total(), "reasons": dict(reasons)}, with_bad)
     facts = {
         "num_samples": num_scored,
         "batch_size": batch_size,
@@ -120,7 +127,6 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         "hardness": hardness_column(config, schema.DYNAMICS_NAMES if proxy.dynamics_folder else ()),
     }
     store.commit("scores", facts, names)
-    store.discard(BEGUN)
 
 
 def check_resources(config: ScoreConfig, device: str) -> None:
@@ -188,7 +194,12 @@ def _score_pieces(
         num_gpus=resources.num_gpus or None,
         memory=_actor_bytes(resources) or None,
     )
-    yield from summaries.iter_rows()
+    try:
+        yield from summaries.iter_rows()
+    except RayTaskError as error:
+        if isinstance(error.cause, StoppedError):
+            raise error.cause from None  # its own message, without the actor's stack
+        raise
 
 
 def _pieces_per_call(resources: Resources, num_pieces: int) -> int:
@@ -241,10 +252,13 @@ class Scorer:
     resources : Resources
     filesystem : FileSystem
     folders : dict
-        Where to write: paths of 'scores' and 'quarantine' in the filesystem.
+        Where to write: paths of 'scores', 'quarantine' and 'tries' in the filesystem.
     plan_hash : str
         For the names of the files.
     """
+
+    most_tries = 3
+    """Of a piece, by actors that have died before."""
 
     def __init__(
         self,
@@ -294,6 +308,7 @@ class Scorer:
 
     def score_pieces(self, pieces: list[sources.Piece]) -> list[dict[str, Any]]:
         """Score pieces, and write the files of each as soon as it is done."""
+        self._count_tries(pieces)
         size, batch_size = self.proxy.image_size, self.resources.batch_size
         if self.pool is not None:
             found = ingest.decoded_ahead(self.catalog, pieces, size, batch_size, self.pool)
@@ -305,6 +320,32 @@ class Scorer:
             )
         of_pieces = itertools.groupby(found, key=operator.itemgetter(0))
         return [self._score_piece(piece, (batch for _, batch in batches)) for piece, batches in of_pieces]
+
+    def _count_tries(self, pieces: list[sources.Piece]) -> None:
+        """Note what an actor begins that has died before; refuse what ends one each time.
+
+        Ray Data would begin it again without end, and an option that bounds it is deprecated.
+
+        Raises
+        ------
+        StoppedError
+            Naming the pieces.
+        """
+        context = ray.get_runtime_context()
+        if context.get_actor_id() is None or not context.was_current_actor_reconstructed:
+            return
+        folder, names = self.folders["tries"], [schema.piece_name(of.shard_id, of.first_row) for of in pieces]
+        found = self.filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+        tries = Counter(info.base_name.rpartition(".")[0] for info in found)
+        if min(tries[name] for name in names) >= self.most_tries:
+            places = [f"{of.path}, rows {of.first_row:,} to {of.first_row + of.num_rows - 1:,}" for of in pieces]
+            raise StoppedError(
+                f"{'; '.join(places)}: scoring this has ended the process {self.most_tries + 1} times. Its node may be "
+                "short of memory, or an image there may be more than its decoder stands. Give the nodes more memory, "
+                "or move the shard out of the input. What is finished is kept."
+            )
+        for name in names:
+            write_file(self.filesystem, f"{folder}/{name}.{tries[name]}", b"")
 
     def _score_piece(self, piece: sources.Piece, batches: Iterable[ingest.Batch]) -> dict[str, Any]:
         tables, bad, num_flat = [], [], 0
@@ -339,6 +380,7 @@ class Scorer:
             reason: ingest.in_words(self.catalog.source.format, place, identity) for identity, place, reason in bad
         }
         return {
+            "file": name,
             "num_rows": piece.num_rows,
             "num_scored": scored.num_rows,
             "num_flat": num_flat,

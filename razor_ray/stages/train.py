@@ -33,9 +33,9 @@ BEGUN = "_begun.json"
 
 _MAX_FAILURES = 3
 _LEAST_BATCH = 32
+"""Of a worker, unless their number is given: batch statistics of fewer samples are mostly noise."""
 _MANY_SAMPLES = 100_000
 """From so many on it is worth a word that GPUs stand idle."""
-"""Of a worker, unless their number is given: batch statistics of fewer samples are mostly noise."""
 _WORKER_GIB = 2
 """Memory that a worker declares, besides the images that it holds: torch, a network with its gradients, activations."""
 
@@ -140,8 +140,8 @@ def _train_datasets(task: Task, catalog: Catalog, beside: PerShard | None) -> di
     return {name: decode.dataset(catalog, planned, size, weight_column, beside) for name in names}
 
 
-def check_resources(config: TrainConfig) -> None:
-    """Refuse a cluster that cannot hold the workers and beside them half a CPU to decode with.
+def check_resources(config: TrainConfig, num_samples: int) -> None:
+    """Refuse a cluster that cannot hold the workers and beside them half a CPU to decode with, or too few samples.
 
     Raises
     ------
@@ -149,7 +149,9 @@ def check_resources(config: TrainConfig) -> None:
         With the arithmetic.
     """
     gpus = runtime.num_gpus(config.model.device)
-    workers = max(1, gpus) if config.num_workers == "auto" else config.num_workers
+    workers, _ = _workers_and_batch(config, num_samples, gpus)
+    if num_samples < 2 * workers:
+        raise ValueError(f"{num_samples} samples are too few to train on with {workers} workers.")
     shapes, is_complete = runtime.node_shapes()
     found = sum(int(shape.get("GPU", 0)) for shape in shapes)
     if gpus and is_complete and runtime.is_private() and workers > found:
@@ -228,10 +230,7 @@ def _task(
     arch = model.resolve_arch(config.model.arch, size)
     model.build(arch, len(catalog.class_names))  # a wrong name fails here, not in a worker
     num_samples = catalog.num_samples
-    total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
-    workers = max(1, min(gpus, total // _LEAST_BATCH)) if config.num_workers == "auto" else config.num_workers
-    if num_samples < 2 * workers:
-        raise ValueError(f"{num_samples} samples are too few to train on with {workers} workers.")
+    workers, total = _workers_and_batch(config, num_samples, gpus)
     rate = config.learning_rate
     num_eval = held_out.num_samples if held_out else 0
     num_shares = min(workers, len(held_out_pieces))
@@ -258,6 +257,13 @@ def _task(
         with_dynamics=with_dynamics,
         last_epoch=last_epoch,
     )
+
+
+def _workers_and_batch(config: TrainConfig, num_samples: int, gpus: int) -> tuple[int, int]:
+    """Workers, and images in a batch of all of them together."""
+    total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
+    workers = max(1, min(gpus, total // _LEAST_BATCH)) if config.num_workers == "auto" else config.num_workers
+    return workers, total
 
 
 def _gpus_as_begun(config: TrainConfig, store: RunStore, folder: str) -> int:

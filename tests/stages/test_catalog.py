@@ -48,6 +48,23 @@ def test_a_file_that_moved_is_another_input(tmp_path, digits):
         catalogs.read(config, store)
 
 
+def test_pieces_of_large_images_are_of_fewer_rows(tmp_path, digits, monkeypatch):
+    """What is in memory at once is bounded, down to one batch. Of tars that is a batch, whatever the piece."""
+    rows = {"max_rows": 1000, "batch_size": 32}
+
+    def cut(path: Path) -> list[int]:
+        return [piece.num_rows for piece in catalogs.pieces(assemble(InputConfig(path=str(path))), **rows)]
+
+    path = tmp_path / "a.parquet"
+    pq.write_table(digits.slice(0, 200), path)
+    assert cut(path) == [200]
+    monkeypatch.setattr(catalogs, "_PIECE_BYTES", 110 * path.stat().st_size // 200)
+    assert cut(path) == [96, 96, 8]
+    monkeypatch.setattr(catalogs, "_PIECE_BYTES", 1)
+    assert cut(path) == [32] * 6 + [8]
+    assert cut(write_tars(digits.slice(0, 200), tmp_path / "tars", 1)) == [200]
+
+
 def tar(folder: Path, number: int, labels: list[str]) -> None:
     members = []
     for row, label in enumerate(labels):

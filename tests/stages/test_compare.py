@@ -445,7 +445,7 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     options = ["--epochs", "1", "--keep-fractions", "0.5", "--methods", "random", "--seeds", "0", "--no-train-on-all"]
     assert main(["compare", *paths, *options]) == 2
     assert f"{tmp_path}/same was scored by the same proxy as {run}/run" in capfd.readouterr().err
-    assert not (tmp_path / "out" / "cells").exists()  # before anything was trained
+    assert not (tmp_path / "out").exists()  # before anything was trained
     commit = tmp_path / "same" / "proxy" / ".commit.json"  # the same scores, as if of another proxy
     commit.write_text(commit.read_text().replace('"weights_sha256": "', '"weights_sha256": "other'))
     assert main(["compare", *paths, *options]) == 0
@@ -537,6 +537,14 @@ def test_a_cell_is_trained_in_batches_of_its_size(run, tmp_path, monkeypatch):
     assert told == [(20, 6), (100, 6)]  # of 60, and of 300 samples
 
 
+def test_images_and_scores_must_fit_the_object_store(run, tmp_path, capfd, monkeypatch):
+    """300 images of 8 x 8 take 57,600 bytes, 1,200 more in crops, their embeddings and scores several times as much."""
+    paths = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--methods", "random", "--augment", "none"]
+    monkeypatch.setattr(comparing.runtime, "smallest_object_store", lambda: 100_000)
+    assert main(["compare", *paths]) == 2
+    assert "the decoded images and their scores take 0.0 GiB" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -557,7 +565,7 @@ def test_mistakes_are_told_before_anything_is_trained(run, tmp_path, capfd, opti
     error = capfd.readouterr().err
     assert message in error
     assert "Traceback" not in error
-    assert not (tmp_path / "out" / "cells").exists()
+    assert not (tmp_path / "out").exists()  # lest what was refused stand in the way of what it should have been
 
 
 def test_labels_of_the_run_are_those_that_are_trained_on(run):

@@ -44,8 +44,11 @@ def test_more_training_workers_than_gpus(monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
     config = TrainConfig(input=InputConfig(path="in"), output="out", num_workers=3)
     with pytest.raises(ValueError, match=r"3 workers need a GPU each, but there are 2. Pass --num-workers 2"):
-        training.check_resources(config)
-    training.check_resources(TrainConfig(input=InputConfig(path="in"), output="out"))
+        training.check_resources(config, 100)
+    config = TrainConfig(input=InputConfig(path="in"), output="out")
+    training.check_resources(config, 100)
+    with pytest.raises(ValueError, match="1 samples are too few to train on with 1 workers"):
+        training.check_resources(config, 1)
 
 
 def test_a_scoring_actor_beside_a_gpu_without_a_cpu(monkeypatch):

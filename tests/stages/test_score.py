@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import torch
 from razor_ray import hardness, images, model, schema, sources, transforms
 from razor_ray.config import InputConfig, PruneConfig, ScoreConfig
 from razor_ray.heap import freed_memory_kept
+from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import ingest, quarantine, runtime, weigh
@@ -251,6 +253,41 @@ def test_a_poisoned_shard_costs_no_sample_of_the_others(tmp_path, digits):
     assert set(quarantine["reason"].to_pylist()) == {"the shard is damaged here"}
     is_other = schema.shard_ids(clean["sample_id"].to_numpy()) != 1
     assert table.equals(clean.filter(pa.array(is_other)))
+
+
+class Dying(Scorer):
+    """An actor whose process an image ends, as a decoder's fault would."""
+
+    most_tries = 1
+
+    def _score_piece(self, piece, batches):
+        if piece.shard_id == 1:
+            os._exit(1)
+        return super()._score_piece(piece, batches)
+
+
+def test_a_piece_that_ends_its_actor_each_time_ends_the_run_and_is_named(tmp_path, digits, monkeypatch):
+    path = write_shards(digits, tmp_path / "in", 2)
+    monkeypatch.setattr(scoring, "Scorer", Dying)
+    with pytest.raises(StoppedError, match=r"^train-00001.parquet, rows 0 to 199: .* has ended the process 2 times"):
+        scored(tmp_path / "run", path)
+
+
+def test_only_what_was_quarantined_of_these_pieces_is(tmp_path, digits, store, monkeypatch):
+    """A lingering actor of another plan writes beside those that are at work."""
+    pieces = scoring._score_pieces
+
+    def beside(missing, catalog, proxy, resources, of, folders, plan_hash):
+        stray = quarantine.table([(0, "train-00000.parquet", "not an image")])
+        write_table(of.filesystem, f"{folders['quarantine']}/00000-000000000000-000000000000.parquet", stray)
+        return pieces(missing, catalog, proxy, resources, of, folders, plan_hash)
+
+    monkeypatch.setattr(scoring, "_score_pieces", beside)
+    catalog = catalogs.build(InputConfig(path=str(write_shards(bad_rows(digits), tmp_path / "in", 2))))
+    put_proxy(store)
+    proxy = proxy_in_store(store, "resnet9", 10, 8)
+    score(catalog, proxy, ScoreConfig(num_workers=1, batch_size=32), store, 0.02)
+    assert store.read("quarantine").num_rows == store.commit_facts("quarantine")["num_samples"] == 5
 
 
 def test_images_of_one_colour_are_told_of(tmp_path, digits, capfd):

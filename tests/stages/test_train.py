@@ -382,7 +382,13 @@ def test_a_training_of_other_data_is_not_shown_as_this_one(split, digits, tmp_pa
     assert "done before, skipped" in capfd.readouterr().err
     write_shards(digits.slice(50, 300), tmp_path / "in", 1)
     assert main(["train", *paths]) == 2
-    assert "are not those that" in capfd.readouterr().err
+    assert f"the files of {tmp_path}/in are not those that" in capfd.readouterr().err
+    # Nor goes one on, if it was not finished, that was measured on other images.
+    write_shards(digits.slice(0, 300), tmp_path / "in", 1)
+    (tmp_path / "run" / "train" / ".commit.json").unlink()
+    write_shards(held_out.slice(1), tmp_path / "test", 1)
+    assert main(["train", *paths]) == 2
+    assert f"the files of {tmp_path}/test are not those that" in capfd.readouterr().err
 
 
 def test_weights_of_the_subset_matter_when_asked(split, tmp_path):
@@ -407,6 +413,16 @@ def test_use_weights_needs_the_column(split, tmp_path, capfd):
     arguments = ["--input", str(split / "test"), "--output", str(tmp_path / "run"), "--use-weights"]
     assert main(["train", *arguments]) == 2
     assert "has no column 'weight'" in capfd.readouterr().err
+
+
+def test_weights_that_are_none_are_not_trained_on(split, digits, tmp_path):
+    """A single one that is not finite would leave a network of NaN."""
+    weights = pa.array([None, float("nan"), float("inf"), -1.0, *[1.0] * 296], pa.float32())
+    write_shards(digits.slice(0, 300).append_column("weight", weights), tmp_path / "in", 1)
+    settings = {"input": InputConfig(path=str(tmp_path / "in")), "use_weights": True, "epochs": 1}
+    last = train(config(split, tmp_path / "run", **settings))[-1]
+    assert last["num_unusable"] == 4
+    assert np.isfinite(last["train_loss"])
 
 
 def test_what_workers_tell_is_shown(tmp_path):
