@@ -391,22 +391,16 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
                 "proxy" if config.rounds == 1 else f"round {number}",
                 with_dynamics=True,
                 last_epoch=number * config.proxy.epochs // config.rounds,
+                most_unusable=config.max_quarantine_fraction * catalog.num_samples,
                 sample_weights=rounds[number - 2].path("ispl") if number > 1 else None,
             )
+            _check_usable(config, catalog, facts["metrics"], size)
             if number < config.rounds:
                 _weigh_round(config, catalog, store, rounds, number, arch, size)
         description = store.read_json("_proxy/model.json")
         assert description is not None, "the training has written what it trained"
         facts["precision"] = description["precision"]
         facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
-        # Scoring will say what is wrong with each; here it saves a scoring pass over images that are mostly unusable.
-        unusable = Counter({"image or label unusable": facts["metrics"]["num_unusable"]})
-        one = facts["metrics"].pop("an_unusable", None)
-        examples: dict[str, str] = {}
-        if one is not None and quarantine.is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
-            with suppress(OSError, ValueError):  # it is for the message only
-                examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
-        quarantine.check(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")
         dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")
@@ -415,6 +409,17 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
     store.confirm()  # not only before the seal: another run's scores may be of weights that lie there
     store.write_bytes("proxy/model.safetensors", content)
     store.seal("proxy", facts | {"weights_sha256": model.weights_hash(content)})
+
+
+def _check_usable(config: PruneConfig, catalog: catalogs.Catalog, metrics: dict[str, Any], size: int) -> None:
+    """Refuse an input of which too much could not be trained on, which scoring would find again, one by one."""
+    unusable = Counter({"image or label unusable": metrics["num_unusable"]})
+    one = metrics.pop("an_unusable", None)
+    examples: dict[str, str] = {}
+    if one is not None and quarantine.is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
+        with suppress(OSError, ValueError):  # it is for the message only
+            examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
+    quarantine.check(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
 
 
 def _rounds(config: PruneConfig, store: RunStore) -> list[RunStore]:

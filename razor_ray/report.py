@@ -241,15 +241,17 @@ def _set_aside(
         "A look at what was set aside as noise",
         tag(
             "p",
-            f"The hardest of {manifest['reasons']['noise']:,}, with label and what the proxy takes them for: the first "
-            "place to look for wrong labels. The proxy contradicts the labels of"
-            f" {round(contradicted * scored):,} samples ({percent(round(contradicted * scored), scored)}).",
+            f"The hardest of {manifest['reasons']['noise']:,}, with label and what the proxy takes them for in the "
+            "end: the first place to look for wrong labels, though hard images with right ones are among them. Of all "
+            f"samples the proxy contradicts the labels of {round(contradicted * scored):,} "
+            f"({percent(round(contradicted * scored), scored)}): on average over its training, if it was trained in "
+            "this run, it preferred another class.",
         ),
         tag("div", *figures[:_GALLERY_SIDE], class_="gallery"),
         tag(
             "details",
             tag("summary", f"The {len(noise)} hardest as a list"),
-            _table(["sample", "label", "the proxy takes it for", "hardness"], rows, text_columns=(0, 1, 2)),
+            _table(["sample", "label", "the proxy takes it for in the end", "hardness"], rows, text_columns=(0, 1, 2)),
         ),
     )
 

@@ -34,7 +34,9 @@ def told_of(option: str) -> Iterator[None]:
         cause = getattr(error, "cause", error)  # Ray wraps the errors of its tasks
         if not isinstance(cause, InputError):
             raise
-        raise InputError(str(cause).replace("--input", option)) from error
+        # Classes are those that are trained on: of held-out images only the column may be another.
+        text = str(cause).replace("Check --input.class-names", f"Check {option}.label-column")
+        raise InputError(text.replace("--input", option)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -603,6 +603,24 @@ def test_the_advice_to_allow_more_bad_images_can_be_taken(digits, weights_file, 
     assert counts == {"input": 400, "scored": 395, "kept": 118, "dropped": 277, "quarantined": 5}
 
 
+def test_too_many_bad_images_are_told_after_the_first_epoch_of_the_proxy(digits, tmp_path, capfd):
+    encoded = digits["image"].to_pylist()
+    encoded[7:12] = [b"no image"] * 5
+    path = write_shards(digits.set_column(0, "image", pa.array(encoded, pa.binary())), tmp_path / "in", 2)
+    command = ["prune", "--input", str(path), "--output", f"{tmp_path}/out", "--keep-fraction", "0.3"]
+    options = ["--proxy.arch", "resnet9", "--proxy.epochs", "2", "--score.num-workers", "1"]
+    assert main([*command, *options]) == 2
+    message = capfd.readouterr().err
+    assert re.search(
+        r"5 of 400 samples cannot be used so far \(5 image or label unusable, such as row .* not an", message
+    )
+    epochs = (tmp_path / "out" / "_proxy" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in epochs] == [1]
+    assert main([*command, *options, "--max-quarantine-fraction", "0.1"]) == 0
+    assert "proxy     goes on after epoch 1 of 2\n" in capfd.readouterr().err
+    assert json.loads((tmp_path / "out" / "proxy" / ".commit.json").read_text())["metrics"]["epoch"] == 2
+
+
 @pytest.mark.parametrize("split", ["train", "eval"])
 def test_classes_in_another_order_are_refused(digits, tmp_path, capfd, split):
     # The same integers mean other digits: nobody would see it in the accuracy until much later.

@@ -317,7 +317,7 @@ def test_noise_is_shown_though_the_subset_has_none_of_it(page: Page, tmp_path: P
     taken_for = [text for _, text in page.texts if text.startswith("proxy: ")]
     assert taken_for == ["proxy: cat", f"proxy: {SCRIPT}"]
     assert "The hardest of 2, with label" in page.all_text()
-    assert "The proxy contradicts the labels of 3 samples (25.0 %)" in page.all_text()  # of 12
+    assert "Of all samples the proxy contradicts the labels of 3 (25.0 %): on average" in page.all_text()  # of 12
     assert "auto: 16.7 % of the scored were set aside" in page.all_text()
     # A page is made also when a shard of the input has gone.
     store, facts = make_run(tmp_path / "run")

@@ -195,7 +195,8 @@ def _batch(
     if "weight" in table.column_names:
         weight = table["weight"].to_numpy().astype(np.float32)  # (B,) NaN where it is null
     # One that is not finite would make every parameter NaN, with no other sign than the result.
-    weight_reasons = [None if 0 <= value < np.inf else "weight is not a number from 0 on" for value in weight.tolist()]
+    is_weight = (weight >= 0) & (weight < np.inf)  # (B,)
+    weight_reasons = [None if is_one else "weight is not a number from 0 on" for is_one in is_weight.tolist()]
     reasons = [
         of_key or problem or of_label or of_weight or of_image
         for of_key, problem, of_label, of_weight, of_image in zip(
@@ -209,5 +210,5 @@ def _batch(
         pixels=pixels,
         place=table["place"].to_pylist(),
         reasons=reasons,
-        weight=weight,
+        weight=np.where(is_weight, weight, np.float32(1)),
     )

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -50,6 +51,7 @@ def train(
     *,
     with_dynamics: bool = False,
     last_epoch: int | None = None,
+    most_unusable: float = math.inf,
     sample_weights: str | None = None,
 ) -> dict[str, Any]:
     """Train a network.
@@ -71,6 +73,8 @@ def train(
         Keep how every sample fared over the epochs, in `dynamics_files(store, folder)`.
     last_epoch : int, optional
         Stop after this epoch of the schedule; called again, the training goes on from there.
+    most_unusable : float, optional
+        Stop after an epoch in which more samples than these could not be used.
     sample_weights : str, optional
         Path in the store's filesystem of what `stages.ispl.write` wrote: weigh each sample's loss by it.
 
@@ -81,7 +85,10 @@ def train(
     """
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = decode.plan(held_out, size) if held_out else []
-    task = _task(config, catalog, held_out, held_out_pieces, store, folder, with_dynamics, last_epoch or config.epochs)
+    task = _task(config, catalog, held_out, held_out_pieces, store, folder)
+    task = replace(
+        task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs, most_unusable=most_unusable
+    )
     gpus = runtime.num_gpus(config.model.device)
     if config.num_workers == "auto" and task.num_workers < gpus and task.num_samples >= _MANY_SAMPLES:
         total = task.batch_size * task.num_workers
@@ -222,8 +229,6 @@ def _task(
     held_out_pieces: list[Piece],
     store: RunStore,
     folder: str,
-    with_dynamics: bool,
-    last_epoch: int,
 ) -> Task:
     gpus = _gpus_as_begun(config, store, folder)
     size = choose_size(config.model.image_size, catalog)
@@ -254,8 +259,9 @@ def _task(
         filesystem=store.filesystem,
         folder=store.path(folder),
         initial_weights=_copy_weights(config, store, folder),
-        with_dynamics=with_dynamics,
-        last_epoch=last_epoch,
+        with_dynamics=False,
+        last_epoch=config.epochs,
+        most_unusable=math.inf,
     )
 
 
@@ -305,6 +311,8 @@ def _followed(title: str, task: Task, store: RunStore, folder: str) -> Iterator[
     ended = threading.Event()
     with stage(title, task.last_epoch * task.num_samples) as progress:
         before = read_metrics(store, folder)
+        if before:
+            say(f"{title:<10}goes on after epoch {len(before)} of {task.config.epochs}")
         progress.skip(sum(line["num_samples"] for line in before))
         follow = threading.Thread(target=_follow, args=(progress, ended, task, store, folder, len(before)), daemon=True)
         follow.start()

@@ -64,6 +64,8 @@ class Task:
     """Keep how every sample fares: `razor_ray.dynamics`."""
     last_epoch: int
     """Stop after it, though the schedule may go on."""
+    most_unusable: float
+    """Stop after an epoch in which more samples than these could not be used: there are as many in every other."""
 
     @property
     def train_bytes(self) -> int:
@@ -161,6 +163,8 @@ class Worker:
         """Train from the last checkpoint, if there is one, to the task's last epoch."""
         self._restore()
         for epoch in range(self.next_epoch, self.task.last_epoch + 1):
+            if self.lines and self.lines[-1]["num_unusable"] > self.task.most_unusable:
+                return
             line = self._train_epoch(epoch)
             if self.task.num_eval:
                 line |= self._evaluate()

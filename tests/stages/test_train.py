@@ -180,10 +180,10 @@ def test_a_worker_has_a_batch_worth_its_statistics(split, tmp_path, monkeypatch,
     monkeypatch.setattr(training.runtime, "num_gpus", lambda device: gpus)
     settings = config(split, tmp_path, batch_size=batch_size)
     catalog = catalogs.build(settings.input)  # 300 images, of which 'auto' takes 32 a step
-    task = training._task(settings, catalog, None, [], RunStore(str(tmp_path)), "train", False, 2)
+    task = training._task(settings, catalog, None, [], RunStore(str(tmp_path)), "train")
     assert (task.num_workers, task.use_gpu, task.precision) == (workers, gpus > 0, "bf16" if gpus else task.precision)
     given = dataclasses.replace(settings, num_workers=3)
-    assert training._task(given, catalog, None, [], RunStore(str(tmp_path)), "train", False, 2).num_workers == 3
+    assert training._task(given, catalog, None, [], RunStore(str(tmp_path)), "train").num_workers == 3
 
 
 def precision_in(output) -> str:
@@ -365,6 +365,12 @@ def test_mistakes_about_held_out_images_name_their_options(split, digits, tmp_pa
     assert main([*arguments, f"{tmp_path}/nowhere"]) == 2
     told = capfd.readouterr().err
     assert "--eval takes Parquet" in told and "--input" not in told
+    named = digits.set_column(1, "label", pa.array([f"digit {label}" for label in digits["label"].to_pylist()]))
+    write_shards(named.slice(0, 200), tmp_path / "named", 1)
+    write_shards(digits.set_column(1, "label", pa.array(["other"] * len(digits))).slice(0, 20), tmp_path / "others", 1)
+    paths = ["--input", f"{tmp_path}/named", "--output", f"{tmp_path}/new", "--eval", f"{tmp_path}/others"]
+    assert main(["train", *paths, "--epochs", "1"]) == 2
+    assert capfd.readouterr().err.endswith("Check --eval.label-column.\n")  # there is no --eval.class-names
 
 
 def test_a_training_of_other_data_is_not_shown_as_this_one(split, digits, tmp_path, capfd):
