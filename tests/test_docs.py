@@ -12,7 +12,7 @@ import pytest
 import tyro
 
 from jobs import benchmark, experiments
-from razor_ray import cli
+from razor_ray import cli, pipeline
 from razor_ray.config import CompareConfig, PruneConfig, TrainConfig
 from tests.conftest import readme_python
 
@@ -75,6 +75,16 @@ def test_links_lead_somewhere():
     for path in DOCUMENTS:
         links = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
         assert [link for link in links if not (path.parent / link).exists()] == [], path.name
+
+
+def test_a_run_from_python_is_what_the_readme_has(monkeypatch, capsys):
+    """What is run itself is what the commands run; here that this is how it is asked for."""
+    asked = []
+    monkeypatch.setattr(pipeline, "prune", lambda config: asked.append(config) or {"counts": {"kept": 3}})
+    exec(readme_python("pipeline import prune"), {})
+    command = ["--input", "photos/train", "--output", "runs/photos", "--keep-fraction", "0.3", "--proxy.epochs", "10"]
+    assert asked == [cli.parse(PruneConfig, command)[0]]
+    assert capsys.readouterr().out == "{'kept': 3}\n"
 
 
 def test_the_method_from_python_runs_as_the_readme_has_it(capsys):
