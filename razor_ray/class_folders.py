@@ -89,7 +89,16 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], oth
     fingerprints = tuple(_fingerprint(run) for run in runs)
     classes = tuple(sorted({file.class_name for file in files}))
     left_alone = _in_words([path for path in others if "/" in path], classes)
-    return Source(filesystem, base, paths, sizes, "folders", fingerprints, classes, left_alone)
+    return Source(
+        filesystem,
+        base,
+        paths,
+        sizes,
+        "folders",
+        fingerprints=fingerprints,
+        class_folders=classes,
+        left_alone=left_alone,
+    )
 
 
 def _in_words(others: Sequence[str], classes: Sequence[str]) -> str:

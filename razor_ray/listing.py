@@ -50,7 +50,8 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[pafs.FileInfo]:
                 if not (entry.is_symlink() and _is_above(os.path.realpath(entry.path), above)):
                     yield from _walk(entry.path, above)
             elif entry.is_file():
-                yield pafs.FileInfo(entry.path, pafs.FileType.File, size=entry.stat().st_size)
+                found = entry.stat()
+                yield pafs.FileInfo(entry.path, pafs.FileType.File, size=found.st_size, mtime_ns=found.st_mtime_ns)
 
 
 def _is_above(folder: str, paths: tuple[str, ...]) -> bool:

@@ -293,7 +293,11 @@ class RunStore:
         """A text that is another when the stage has committed something else, or, where files have times, anew."""
         content = self.read_text(f"{stage}/{COMMIT}") or ""
         digest = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-        return f"{digest}-{self.filesystem.get_file_info(self.path(stage, COMMIT)).mtime_ns}"
+        return f"{digest}-{self.committed_ns(stage)}"
+
+    def committed_ns(self, stage: str) -> int:
+        """When a stage committed, in nanoseconds since 1970; 0 where the filesystem does not tell."""
+        return self.filesystem.get_file_info(self.path(stage, COMMIT)).mtime_ns or 0
 
     def files(self, stage: str) -> list[str]:
         """Paths of a committed stage's Parquet files, sorted by name."""

@@ -51,6 +51,9 @@ class Source:
     sizes: tuple[int, ...]
     """In bytes."""
     format: Format = "parquet"
+    mtimes_ns: tuple[int, ...] = ()
+    """When each was written last, in nanoseconds since 1970, 0 where the filesystem does not tell. Not of class
+    folders."""
     fingerprints: tuple[str, ...] = ()
     """Of class folders: a hash of the names and sizes in each run. Its size alone would not tell that a file moved."""
     class_folders: tuple[str, ...] = ()

@@ -231,9 +231,9 @@ def _format(info: pafs.FileInfo) -> Format | None:
 def _files(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], kind: Format) -> Source:
     """The source whose shards are files."""
     listing.check_links(filesystem, infos)
-    by_path = sorted((listing.relative(info, base), info.size or 0) for info in infos)
+    by_path = sorted((listing.relative(info, base), info.size or 0, info.mtime_ns or 0) for info in infos)
+    paths, sizes, mtimes = zip(*by_path, strict=True)
     if kind == "webdataset":
-        for path, _ in by_path:
+        for path in paths:
             webdataset_shards.check_suffix(path)
-    paths, sizes = tuple(path for path, _ in by_path), tuple(size for _, size in by_path)
-    return Source(filesystem, base.rstrip("/"), paths, sizes, kind)
+    return Source(filesystem, base.rstrip("/"), paths, sizes, kind, mtimes)

@@ -48,6 +48,32 @@ def test_a_file_that_moved_is_another_input(tmp_path, digits):
         catalogs.read(config, store)
 
 
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_a_file_of_the_same_size_with_other_labels_is_another_input(tmp_path, digits, form):
+    """A run that goes on would else keep the old labels of what it has scored, and take the new ones of the rest."""
+
+    def write(labels: list[int]) -> Path:
+        table = digits.slice(0, 40).set_column(1, "label", pa.array(labels))
+        if form == "webdataset":
+            return write_tars(table, tmp_path / "in", 2)
+        folder = tmp_path / "in"
+        folder.mkdir(exist_ok=True)
+        options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+        pq.write_table(table, folder / "a.parquet", **options)
+        return folder
+
+    labels = [row % 10 for row in range(40)]
+    config, store = InputConfig(path=str(write(labels))), RunStore(str(tmp_path / "run"))
+    catalogs.write(assemble(config), store)
+    sizes = sources.find(config).sizes
+    write(labels)
+    assert catalogs.read(config, store).num_samples == 40  # written again, and the same
+    write([*labels[:38], 9, 8])
+    assert sources.find(config).sizes == sizes
+    with pytest.raises(sources.InputError, match="are not those that .* was begun with"):
+        catalogs.read(config, store)
+
+
 def test_pieces_of_large_images_are_of_fewer_rows(tmp_path, digits, monkeypatch):
     """What is in memory at once is bounded, down to one batch. Of tars that is a batch, whatever the piece."""
     rows = {"max_rows": 1000, "batch_size": 32}
