@@ -1,9 +1,11 @@
 """The whole pipeline through the command line, on real images: what a user gets, and what a user is told."""
 
+import contextlib
 import io
 import json
 import re
 import shutil
+import signal
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -672,6 +674,19 @@ def test_a_run_on_a_store_without_rename(run, weights_file, tmp_path, monkeypatc
         found = pq.read_table(output / stage).sort_by("sample_id")  # what users read: nothing else is in the folder
         assert found.equals(pq.read_table(run / stage).sort_by("sample_id"))
     assert not (output / "_staging").exists()
+
+
+def test_what_a_host_program_does_with_sigterm_is_its_own_again(tmp_path, monkeypatch):
+    def session():
+        signal.signal(signal.SIGTERM, pipeline.runtime._stop)  # as one does that starts a Ray of its own
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(pipeline.runtime, "session", session)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ValueError, match="whatever"), pipeline._only_writer(RunStore(str(tmp_path / "out")), 60):
+        assert signal.getsignal(signal.SIGTERM) is pipeline.runtime._stop
+        raise ValueError("whatever")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_folder_that_another_run_is_writing_is_refused(run, weights_file, tmp_path, capfd):
