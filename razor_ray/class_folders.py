@@ -69,15 +69,16 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], oth
     InputError
         If an image lies anywhere but in a class folder.
     """
+    paths = [listing.relative(info, base) for info in infos]
+    if elsewhere := [path for path in paths if path.count("/") != 1]:
+        parents = sorted({path.rsplit("/", 2)[0] for path in elsewhere if "/" in path})
+        named = f", such as {' or '.join(f'{base}/{parent}' for parent in parents[:_MOST_NAMED])}" if parents else ""
+        raise InputError(
+            f"class folders are class/name.jpg, but {base} holds {elsewhere[0]}. Name the folder whose sub-folders are "
+            f"the classes{named}, or move the image into one of them."
+        )
     files = []
-    for info in infos:
-        path = listing.relative(info, base)
-        if path.count("/") != 1:
-            parent = f", such as {base}/{path.rsplit('/', 2)[0]}" if "/" in path else ""
-            raise InputError(
-                f"class folders are class/name.jpg, but {base} holds {path}. Name the folder whose sub-folders are the "
-                f"classes{parent}, or move the image into one of them."
-            )
+    for path, info in zip(paths, infos, strict=True):
         class_name, _, name = path.partition("/")
         files.append(_File(class_name, name, info.size or 0))
     if not files:

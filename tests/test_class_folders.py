@@ -242,6 +242,10 @@ def test_an_image_that_is_kept_and_has_gone_is_not_left_out(tmp_path, monkeypatc
             ["a/1.png", "b/x/2.png"],
             r"holds b/x/2\.png\. Name the folder whose sub-folders are the classes, such as .*/b, or move",
         ),
+        (
+            ["train/a/1.png", "test/a/1.png"],
+            r"holds test/a/1\.png\. Name the folder whose .*, such as \S+/test or \S+/train, or move",
+        ),
         (["a/1.png", "2.png"], r"holds 2\.png\. Name the folder whose sub-folders are the classes, or move"),
         (["1.png", "2.png"], r"Its 2 images lie in no class folder: class/name\.jpg"),
         (["a/readme.txt"], "holds no .parquet file, no tar and no class folder"),
