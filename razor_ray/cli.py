@@ -19,8 +19,8 @@ from typing import Annotated, Any, Generic, NoReturn, TypeVar
 import tyro
 
 import razor_ray
+from razor_ray import blame, sources
 from razor_ray import config as configuration
-from razor_ray import sources
 from razor_ray.config import AnyConfig, CompareConfig, PruneConfig, TrainConfig, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.progress import say
@@ -128,6 +128,8 @@ def run(verb: str, arguments: Sequence[str]) -> int:
         _run_here(verb, config)
         return 0
     except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not blame.is_ours(error):
+            raise  # no refusal, which says what to mend, but a fault, which needs its traceback
         print(f"razor-ray {verb}: {_explain(error)}", file=sys.stderr)
         return 1 if isinstance(error, OSError) else _REFUSED
     except StoppedError as error:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import aiohttp
+import numpy as np
 import pytest
 
 import razor_ray
-from razor_ray import cli
+from razor_ray import blame, cli
 from razor_ray.cli import main, parse
 from razor_ray.config import InputConfig, ProxyConfig, PruneConfig, TrainConfig, to_dict
 
@@ -343,11 +344,13 @@ def test_what_cannot_be_parsed_names_the_flag(arguments, message, capsys, ran):
 # How a run ends.
 
 
-def raising(error: BaseException):
+def raising(error: BaseException, module=cli):
+    """What raises an error in a module, as `blame` has it."""
+
     def run_here(verb, config):
         raise error
 
-    return run_here
+    return FunctionType(run_here.__code__, vars(module), closure=run_here.__closure__)
 
 
 @pytest.mark.parametrize(
@@ -399,6 +402,29 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "_run_here", raising(RuntimeError("samples were lost")))
     with pytest.raises(RuntimeError, match="samples were lost"):
         main(["prune", *PRUNE])
+
+
+def test_so_does_one_of_other_code(monkeypatch):
+    """Else what numpy or Arrow could not do with what we gave them would pass for a mistake of the user's."""
+    monkeypatch.setattr(cli, "_run_here", raising(ValueError("operands could not be broadcast together"), np))
+    with pytest.raises(ValueError, match="operands could not be broadcast"):
+        main(["prune", *PRUNE])
+
+
+@pytest.mark.parametrize(
+    ("file", "is_ours"),
+    [
+        ("/home/me/razor_ray/razor_ray/stages/score.py", True),
+        ("/usr/lib/python3.12/site-packages/razor_ray/shards.py", True),
+        ("/home/me/razor_ray/.venv/lib/python3.12/site-packages/numpy/_core/numeric.py", False),
+        ("/home/me/my_razor_ray/networks.py", False),
+    ],
+)
+def test_whose_error_of_a_task_it_is(file, is_ours):
+    from ray.exceptions import RayTaskError
+
+    text = f'Traceback:\n  File "/x/razor_ray/cli.py", line 1, in f\n  File "{file}", line 7, in g\nValueError: no'
+    assert blame.is_ours(RayTaskError("g", text, ValueError("no")).as_instanceof_cause()) is is_ours
 
 
 def test_a_run_here_returns_0(ran):

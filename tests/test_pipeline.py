@@ -26,7 +26,7 @@ from razor_ray.cli import main
 from razor_ray.config import CompareConfig, InputConfig, PruneConfig, WeighConfig, from_dict, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
-from razor_ray.shards import Source
+from razor_ray.shards import InputError, Source
 from razor_ray.stages import cells, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
 from razor_ray.stages.catalog import Catalog
@@ -731,7 +731,7 @@ def test_a_cluster_that_does_not_see_the_output_is_refused(verb, tmp_path, digit
 
     def ask(store, source, nodes, token):
         asked.append(list(nodes.values()))
-        raise ValueError("1 of 2 nodes do not see the output")
+        raise InputError("1 of 2 nodes do not see the output")
 
     monkeypatch.setattr(preflight, "_ask_nodes", ask)
     path = write_shards(digits, tmp_path / "in", 1)

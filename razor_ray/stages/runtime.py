@@ -28,7 +28,7 @@ from ray.util.accelerators import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from razor_ray import energy
+from razor_ray import blame, energy
 from razor_ray.interrupt import StoppedError
 from razor_ray.progress import sign_of_life
 
@@ -409,7 +409,7 @@ def _get(ref: Any) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
+        if isinstance(error.cause, OSError) or (isinstance(error.cause, ValueError) and blame.is_ours(error)):
             raise error.cause from None  # what a user can mend: its own message, without the task's stack
         raise
 

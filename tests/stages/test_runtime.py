@@ -14,7 +14,7 @@ import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from razor_ray.config import InputConfig, ScoreConfig, TrainConfig
+from razor_ray.config import InputConfig, ScoreConfig, TrainConfig, check_keep_fraction
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
 from razor_ray.stages import exchange, runtime
@@ -317,8 +317,13 @@ def double(number):
 
 @pytest.mark.usefixtures("ray_session")
 def test_errors_of_tasks_come_back_as_they_were_raised():
-    with pytest.raises(ValueError, match="^shard 7 is bad$"):
+    with pytest.raises(
+        ValueError, match=r"^keep_fraction must be in \(0, 1\], got 2"
+    ):  # as ours says it, without stack
+        list(runtime.run_tasks(check_keep_fraction, [(2,)], name="check"))
+    with pytest.raises(ValueError, match="Error: shard 7 is bad$") as other:  # of other code, with where it was
         list(runtime.run_tasks(fail, [(ValueError("shard 7 is bad"),)], name="fail"))
+    assert "in fail" in str(other.value)
     with pytest.raises(OSError, match="No space left") as raised:
         list(runtime.run_tasks(fail, [(OSError(28, "No space left on device", "/run"),)], name="fail"))
     assert (raised.value.errno, raised.value.filename) == (28, "/run")
@@ -363,7 +368,7 @@ def test_items_of_generators_come_in_their_order():
 def test_an_error_comes_after_the_items_before_it():
     items = runtime.run_tasks(count_up, [(5, 7, ValueError("shard 7 is bad"))], name="count")
     assert [next(items), next(items)] == [(0, 5), (0, 6)]
-    with pytest.raises(ValueError, match="^shard 7 is bad$"):
+    with pytest.raises(ValueError, match="Error: shard 7 is bad$"):
         next(items)
 
 
@@ -437,7 +442,7 @@ def test_a_generator_whose_workers_die_for_ever_is_given_up(tmp_path, monkeypatc
 def test_an_error_of_a_second_call_is_raised(tmp_path):
     (tmp_path / "arrived").touch()
     items = runtime.run_tasks(die_at_first, [(tmp_path, 1, ValueError("out of memory"))], name="die")
-    with pytest.raises(ValueError, match="^out of memory$"):
+    with pytest.raises(ValueError, match="Error: out of memory$"):
         list(items)
 
 

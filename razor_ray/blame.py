@@ -1,0 +1,31 @@
+"""Whose error a ValueError is: ours, which tells a user what to mend, or one of other code that we called."""
+
+from __future__ import annotations
+
+import re
+
+_PACKAGE = __name__.partition(".")[0]
+
+_FILE = re.compile(r'File "([^"]*)", line')
+_OURS = re.compile(rf"(?:^|[/\\]){_PACKAGE}[/\\](?:\w+[/\\])*\w+\.py$")
+"""The path of a module of this package, wherever that lies; not of what is installed in a folder of its name."""
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by a module of this package, here or in a task.
+
+    Parameters
+    ----------
+    error : BaseException
+        As it was caught; Ray's errors of tasks have a `cause`, and the traceback from there as their text.
+    """
+    cause = getattr(error, "cause", error)
+    if type(cause).__module__.partition(".")[0] == _PACKAGE:
+        return True
+    if cause is not error:
+        files = _FILE.findall(str(error))
+        return bool(files) and _OURS.search(files[-1]) is not None
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
