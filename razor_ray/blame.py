@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _PACKAGE = __name__.partition(".")[0]
+_HERE = Path(__file__).parent
 
 _FILE = re.compile(r'File "([^"]*)", line')
-_OURS = re.compile(rf"(?:^|[/\\]){_PACKAGE}[/\\](?:\w+[/\\])*\w+\.py$")
-"""The path of a module of this package, wherever that lies; not of what is installed in a folder of its name."""
 
 
 def is_ours(error: BaseException) -> bool:
@@ -24,8 +24,16 @@ def is_ours(error: BaseException) -> bool:
         return True
     if cause is not error:
         files = _FILE.findall(str(error))
-        return bool(files) and _OURS.search(files[-1]) is not None
+        return bool(files) and _is_of_package(files[-1])
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     return last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
+
+
+def _is_of_package(file: str) -> bool:
+    """Whether a path, on whatever node, is of one of this package's modules: not of another in a folder of its name."""
+    parts = Path(file).parts
+    return any(
+        part == _PACKAGE and _HERE.joinpath(*parts[place + 1 :]).is_file() for place, part in enumerate(parts[:-1])
+    )

@@ -417,7 +417,8 @@ def test_so_does_one_of_other_code(monkeypatch):
         ("/home/me/razor_ray/razor_ray/stages/score.py", True),
         ("/usr/lib/python3.12/site-packages/razor_ray/shards.py", True),
         ("/home/me/razor_ray/.venv/lib/python3.12/site-packages/numpy/_core/numeric.py", False),
-        ("/home/me/my_razor_ray/networks.py", False),
+        ("/home/me/razor_ray/tests/test_cli.py", False),
+        ("/home/me/my_razor_ray/shards.py", False),
     ],
 )
 def test_whose_error_of_a_task_it_is(file, is_ours):
