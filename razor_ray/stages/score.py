@@ -84,6 +84,8 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
         As soon as more samples are quarantined than `max_quarantine_fraction` of the input.
     ValueError
         If some were scored on GPUs, and now there is none.
+    StoppedError
+        If a piece ends its actor's process each time.
     """
     resources = _resources_as_begun(config, proxy, store)
     batch_size = resources.batch_size
@@ -94,6 +96,7 @@ def score(catalog: Catalog, proxy: Proxy, config: ScoreConfig, store: RunStore, 
     scored = store.finished("scores") & names.keys()  # an actor of another plan's may still be at work
     # Not those of pieces that were not finished: what is to be quarantined of them is found again.
     folders["quarantine"] = store.begin("quarantine", keep=scored)
+    store.discard(_TRIES)  # another attempt may be on larger nodes
     folders["tries"] = store.path(_TRIES)
     reasons, examples = quarantine.count_reasons(catalog.source.format, store, folders["quarantine"])
     missing = [piece for name, piece in names.items() if name not in scored]
