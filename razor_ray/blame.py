@@ -18,6 +18,11 @@ def is_ours(error: BaseException) -> bool:
     ----------
     error : BaseException
         As it was caught; Ray's errors of tasks have a `cause`, and the traceback from there as their text.
+
+    Returns
+    -------
+    bool
+        True also of the classes of errors that this package has, whoever raised them.
     """
     cause = getattr(error, "cause", error)
     if type(cause).__module__.partition(".")[0] == _PACKAGE:

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -85,9 +84,16 @@ def train(
     """
     size = choose_size(config.model.image_size, catalog)
     held_out_pieces = decode.plan(held_out, size) if held_out else []
-    task = _task(config, catalog, held_out, held_out_pieces, store, folder)
-    task = replace(
-        task, with_dynamics=with_dynamics, last_epoch=last_epoch or config.epochs, most_unusable=most_unusable
+    task = _task(
+        config,
+        catalog,
+        held_out,
+        held_out_pieces,
+        store,
+        folder,
+        with_dynamics=with_dynamics,
+        last_epoch=last_epoch,
+        most_unusable=most_unusable,
     )
     gpus = runtime.num_gpus(config.model.device)
     if config.num_workers == "auto" and task.num_workers < gpus and task.num_samples >= _MANY_SAMPLES:
@@ -229,6 +235,10 @@ def _task(
     held_out_pieces: list[Piece],
     store: RunStore,
     folder: str,
+    *,
+    with_dynamics: bool = False,
+    last_epoch: int | None = None,
+    most_unusable: float = math.inf,
 ) -> Task:
     gpus = _gpus_as_begun(config, store, folder)
     size = choose_size(config.model.image_size, catalog)
@@ -259,9 +269,9 @@ def _task(
         filesystem=store.filesystem,
         folder=store.path(folder),
         initial_weights=_copy_weights(config, store, folder),
-        with_dynamics=False,
-        last_epoch=config.epochs,
-        most_unusable=math.inf,
+        with_dynamics=with_dynamics,
+        last_epoch=last_epoch or config.epochs,
+        most_unusable=most_unusable,
     )
 
 
