@@ -9,6 +9,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Container, Iterator
+from functools import partialmethod
 from pathlib import Path
 
 import fsspec
@@ -48,6 +49,7 @@ def ray_session(request) -> Iterator[str]:
     """A private Ray, started by our own session, which stages find open; with a job server if a test asks for that.
     Gives the server's address."""
     import ray
+    from ray._private.parameter import RayParams
 
     from razor_ray.stages import runtime
 
@@ -55,6 +57,8 @@ def ray_session(request) -> Iterator[str]:
     # machine's processes, and may find another's. Short, since paths of sockets must be.
     with tempfile.TemporaryDirectory(prefix="rr") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
+        # Any port for the agent by which jobs are taken, lest it be that of another Ray of this machine.
+        patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, dashboard_agent_listen_port=0))
         jobs = any("job_server" in getattr(item, "fixturenames", ()) for item in request.session.items)
         with runtime.session(dashboard=jobs) as address:
             Path(folder, "ray", "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
