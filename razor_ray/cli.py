@@ -234,17 +234,23 @@ def _submit(verb: str, config: AnyConfig, cluster: ClusterOptions) -> int:
 
 def _run_job(client: Any, verb: str, config: AnyConfig, cluster: ClusterOptions) -> int | None:
     """Submit a job and follow it to its end; gives its exit status, None if a person stopped it."""
-    job = client.submit_job(
-        # The settings themselves: a configuration file that lies here could not be read there.
-        entrypoint=shlex.join(["python", "-m", "razor_ray.cli", verb, "--config", json.dumps(to_dict(config))]),
-        runtime_env={"working_dir": cluster.working_dir} if cluster.working_dir else None,
-        metadata={
-            "razor_ray": razor_ray.__version__,
-            "verb": verb,
-            "output": config.output,
-            "configuration": configuration.digest(config),
-        },
-    )
+    try:
+        job = client.submit_job(
+            # The settings themselves: a configuration file that lies here could not be read there.
+            entrypoint=shlex.join(["python", "-m", "razor_ray.cli", verb, "--config", json.dumps(to_dict(config))]),
+            runtime_env={"working_dir": cluster.working_dir} if cluster.working_dir else None,
+            metadata={
+                "razor_ray": razor_ray.__version__,
+                "verb": verb,
+                "output": config.output,
+                "configuration": configuration.digest(config),
+            },
+        )
+    except ValueError as error:
+        raise ValueError(f"cannot ship --working-dir {cluster.working_dir}: {error}") from error
+    except RuntimeError as error:  # such as that none of its agents has answered yet
+        print(f"{cluster.address} has not taken the job: {error}", file=sys.stderr)
+        return 1
     print(f"submitted {job}; it goes on if you stop following it with Ctrl-C", file=sys.stderr)
     ways = (f"ray job {what} --address {cluster.address} {job}" for what in ("logs --follow", "stop"))
     goes_on = f"{job} goes on. Follow it, or end it: {', '.join(ways)}"

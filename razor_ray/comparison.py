@@ -254,7 +254,8 @@ def markdown(
     share = f", {100 * cost_epochs / epochs:.0f} % of one training of {epochs} epochs"
     another = f" of another network ({other_network}), whose epochs cost otherwise: no break-even is told"
     parts.append(
-        f"Scoring cost as much as {cost_epochs:.1f} epochs on all samples{another if other_network else share}.\n"
+        f"Scoring counts as {cost_epochs:.1f} epochs on all samples{another if other_network else share}; "
+        "a pass without training counts as a third of one.\n"
     )
     if stability:
         parts.append(_stability_section(stability))
@@ -285,14 +286,21 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
         parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
     said = [verdict(lines)]
     if whole:
-        points = 100 * (whole[0].accuracy.mean - lines[0].accuracy.mean)
-        said.append(f"{lines[0].method} is {abs(points):.2f} points {'below' if points > 0 else 'above'} all samples.")
+        said.append(_against_all(lines[0], whole[0]))
     if even is not None and math.isfinite(even):
         said.append(f"Counted in epochs, scoring has paid for itself after {even:.1f} trainings.")
     elif lines[0].budget == "steps":
         said.append("Equal steps save nothing.")
     parts.append(f"\n{' '.join(said)}\n")
     return "\n".join(parts)
+
+
+def _against_all(line: Summary, whole: Summary) -> str:
+    points = 100 * (whole.accuracy.mean - line.accuracy.mean)
+    found = f"{abs(points):.2f} points {'below' if points > 0 else 'above'} all samples"
+    if line.differs_from(whole, 1):
+        return f"{line.method} is {found}."
+    return f"{line.method} has a mean {found}, from which it cannot be told."
 
 
 def _stability_section(stability: dict[str, dict[str, float]]) -> str:

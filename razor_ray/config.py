@@ -99,8 +99,8 @@ class ModelConfig:
     """The network, the size of its input, and where it runs."""
 
     arch: str = "auto"
-    """A torchvision model name, 'resnet9' (for images up to 64 pixels), 'lenet' or 'module:function', a function of the
-    number of classes. 'auto': resnet9 for small images, resnet18 for others."""
+    """A torchvision model name, 'resnet9' or 'resnet18_small' (for images up to 64 pixels), 'lenet' or
+    'module:function', a function of the number of classes. 'auto': resnet9 for small images, resnet18 for others."""
     weights: str | None = None
     """A state_dict to start from (.safetensors, or .pt and .pth read with weights_only=True)."""
     image_size: int | Auto = "auto"

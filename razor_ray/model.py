@@ -101,7 +101,27 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-_OWN: dict[str, Callable[[int], nn.Module]] = {DEFAULT_SMALL: ResNet9, "lenet": LeNet}
+def _small_resnet18(num_classes: int) -> nn.Module:
+    """ResNet-18 as the literature trains it on CIFAR: torchvision's but for the first layers.
+
+    A convolution of 3 x 3 keeps the size, and nothing pools after it; those for ImageNet leave 8 x 8 of 32 x 32 pixels.
+
+    References
+    ----------
+    He et al., Deep Residual Learning for Image Recognition, CVPR 2016: section 4.2 for the first layer.
+    """
+    network = _constructor("resnet18")(num_classes)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision has it
+    network.maxpool = nn.Identity()
+    return network
+
+
+_OWN: dict[str, Callable[[int], nn.Module]] = {
+    DEFAULT_SMALL: ResNet9,
+    "lenet": LeNet,
+    "resnet18_small": _small_resnet18,
+}
 
 
 def resolve_arch(arch: str, image_size: int) -> str:
@@ -121,7 +141,7 @@ def build(arch: str, num_classes: int) -> nn.Module:
     Parameters
     ----------
     arch : str
-        'resnet9', 'lenet', a torchvision model name, or 'module:function', called with `num_classes`.
+        'resnet9', 'lenet', 'resnet18_small', a torchvision model name, or 'module:function', called with `num_classes`.
     num_classes : int
 
     Raises
@@ -250,7 +270,8 @@ def _constructor(arch: str) -> Callable[[int], nn.Module]:
 
     if arch not in torchvision.models.list_models(module=torchvision.models):  # classifiers, not detectors
         raise ValueError(
-            f"no arch {arch!r}. Use resnet9, lenet, a torchvision model such as resnet50, or module:function."
+            f"no arch {arch!r}. Use resnet9, lenet, resnet18_small, a torchvision model such as resnet50, or "
+            "module:function."
         )
     # These two give a second classifier's logits while they train, which nothing here asks for.
     options = {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") else {}

@@ -98,7 +98,7 @@ def prune(config: PruneConfig, source: sources.Source | None = None) -> dict[str
     share = f"{cost['fraction']:.1%} of {cost['full_epochs']} such epochs"
     scoring = f"the scoring in {config.scores_from}" if config.scores_from else "scoring"
     say(f"report    {store.address(report.REPORT)}")
-    say(f"cost      {scoring} took as much as {cost['epochs']:.1f} epochs of its proxy on all samples, {share}")
+    say(f"cost      {scoring} counts as {cost['epochs']:.1f} epochs of its proxy on all samples, {share}")
     say(f"done      {result['counts']['kept']:,} of {result['counts']['input']:,} samples in {store.address('subset')}")
     return result
 

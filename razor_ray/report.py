@@ -312,7 +312,7 @@ def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html
 
 def _cost(cost: dict[str, Any]) -> str:
     share = f"{100 * cost['fraction']:.1f} % of {cost['full_epochs']} such epochs"
-    return f"as much as {cost['epochs']:.1f} epochs of its proxy on all samples, {share}"
+    return f"counted as {cost['epochs']:.1f} epochs of its proxy on all samples, {share}"
 
 
 def _configuration(manifest: dict[str, Any], config: dict[str, Any]) -> Html:

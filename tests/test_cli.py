@@ -449,7 +449,7 @@ def test_threads_wait_asleep(ran, monkeypatch):
 def cluster(monkeypatch, ran):
     """A cluster that takes every job, and what it was asked."""
     found = SimpleNamespace(status="SUCCEEDED", states=[], exit_codes=[], jobs=0, address=None, job=None, refuses=None)
-    found.breaks, found.forgets, found.logs = [], [], []
+    found.breaks, found.forgets, found.logs, found.takes_none = [], [], [], []
 
     class Client:
         def __init__(self, address, *arguments, **options):
@@ -458,6 +458,8 @@ def cluster(monkeypatch, ran):
             found.address = address
 
         def submit_job(self, **job):
+            if found.takes_none:
+                raise found.takes_none.pop(0)
             found.job = job
             found.jobs += 1
             return "raysubmit_1"
@@ -555,6 +557,22 @@ def test_a_job_that_failed_is_submitted_again(cluster, exit_codes, restarts, job
     assert main(["prune", *PRUNE, *arguments]) == expected
     assert cluster.jobs == jobs
     assert capsys.readouterr().err.count("restart ") == jobs - 1
+
+
+@pytest.mark.parametrize(("restarts", "expected"), [(0, 1), (1, 0)])
+def test_a_job_that_the_cluster_does_not_take(cluster, restarts, expected, capsys):
+    cluster.takes_none = [RuntimeError("No available agent to submit job, please try again later.")]
+    assert main(["prune", *PRUNE, "--address", "http://h", "--max-restarts", str(restarts)]) == expected
+    assert cluster.jobs == restarts
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told == "http://h has not taken the job: No available agent to submit job, please try again later."
+
+
+def test_a_folder_that_cannot_be_shipped(cluster, capsys):
+    cluster.takes_none = [ValueError("directory /nowhere must be an existing directory")]
+    assert main(["prune", *PRUNE, "--address", "http://h", "--working-dir", "/nowhere", "--max-restarts", "3"]) == 2
+    assert_one_line(capsys.readouterr().err, "cannot ship --working-dir /nowhere: directory /nowhere must be")
+    assert cluster.jobs == 0
 
 
 def test_a_job_that_a_person_stopped_is_not_submitted_again(cluster):

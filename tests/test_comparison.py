@@ -173,7 +173,7 @@ def test_rank_stability_of_equals():
 
 def test_markdown_marks_the_level_and_counts_the_cost():
     lines = summarize(
-        [row(ALL, 0.9, keep_fraction=1.0)]
+        [row(ALL, 0.9 + 0.01 * seed, seed, keep_fraction=1.0) for seed in (0, 1)]
         + [
             row(method, accuracy + 0.01 * seed, seed)
             for seed in (0, 1)
@@ -181,21 +181,30 @@ def test_markdown_marks_the_level_and_counts_the_cost():
         ]
     )
     text = markdown(lines, cost_epochs=3.0, epochs=10, stability={"other": {"spearman": 0.5}})
-    assert "All samples: 90.00 % (1 seed), 5 s." in text
+    assert "All samples: 90.50 ± 0.50 % (2 seeds), 5 s." in text
     assert "| **a** | 80.50 ± 0.50 | 40.25 ± 0.25 | 80.50 ± 0.50 | 5 | 2 |" in text
     assert "| b | 50.50 ± 0.50 |" in text
     assert "a is the best. Two seeds tell little" in text
     assert "Counted in epochs, scoring has paid for itself after 0.3 trainings." in text  # 3 / (10 x 0.9)
     assert "30 % of one training of 10 epochs" in text
-    assert "a is 9.50 points below all samples. Counted" in text
+    assert "a is 10.00 points below all samples. Counted" in text
     assert "| other | 0.500 |" in text
+
+
+@pytest.mark.parametrize("whole", [[0.82, 0.80], [0.9]])  # intervals that meet, and one seed, which has none
+def test_nothing_is_said_of_all_samples_that_seeds_may_have_made(whole):
+    rows = [row(ALL, accuracy, seed, keep_fraction=1.0) for seed, accuracy in enumerate(whole)]
+    rows += [row("a", accuracy, seed) for seed, accuracy in enumerate([0.80, 0.81])]
+    text = markdown(summarize(rows), cost_epochs=3.0, epochs=10, stability={})
+    points = 100 * (np.mean(whole) - 0.805)
+    assert f"a has a mean {points:.2f} points below all samples, from which it cannot be told." in text
 
 
 def test_no_break_even_is_told_of_another_network_or_of_equal_steps():
     rows = [row("a", 0.8), row("a", 0.8, budget="steps")]
     text = markdown(summarize(rows), cost_epochs=4.0, epochs=10, stability={})
     assert text.count("Counted in epochs") == 1 and text.count("Equal steps save nothing.") == 1
-    assert "4.0 epochs on all samples, 40 % of one training of 10 epochs." in text
+    assert "4.0 epochs on all samples, 40 % of one training of 10 epochs; a pass" in text
     other = markdown(summarize(rows), cost_epochs=4.0, epochs=10, other_network="resnet9 at 32 pixels", stability={})
     assert "Counted in epochs" not in other and "40 %" not in other
     assert "4.0 epochs on all samples of another network (resnet9 at 32 pixels)" in other

@@ -110,6 +110,12 @@ def test_rounds_cost_a_pass_each_and_are_listed(tmp_path):
     assert "rounds" not in got["proxy"]
 
 
+def test_scoring_costs_at_most_15_percent_of_a_full_training_by_default(tmp_path):
+    store = finished(tmp_path, proxy__trained=True, proxy__metrics={"epoch": CONFIG.proxy.epochs})
+    cost = manifest.write(store, CONFIG, WEIGHTS)["scoring_cost"]
+    assert 0 < cost["epochs"] / cost["full_epochs"] == cost["fraction"] <= 0.15
+
+
 def test_input_is_what_was_catalogued(tmp_path):
     got = manifest.write(finished(tmp_path), CONFIG, WEIGHTS)["input"]
     assert got == {"path": "in", "fingerprint": "aabb", "num_shards": 2}

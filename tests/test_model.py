@@ -52,6 +52,17 @@ def test_resnet9_sees_small_images(side):
     assert network.eval()(images.contiguous(memory_format=torch.channels_last)).shape == (2, 7)
 
 
+def test_the_resnet18_of_the_literature_on_cifar():
+    network = model.build("resnet18_small", 10)
+    # torchvision's 11,181,642 weights for ten classes, less 64 x 3 x (7 x 7 - 3 x 3) of the first convolution.
+    assert sum(weight.numel() for weight in network.parameters()) == 11_173_962
+    sizes = []
+    network.layer1.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    network.layer4.register_forward_hook(lambda _, __, output: sizes.append(output.shape))
+    assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    assert sizes == [(2, 64, 32, 32), (2, 512, 4, 4)]
+
+
 @pytest.mark.parametrize("side", [1, 4, 5, 6, 7])
 def test_the_default_network_sees_the_smallest_images(side):
     # What 'auto' chooses for images of this side must run on them.
@@ -129,7 +140,7 @@ def test_no_linear_layer():
 
 @pytest.mark.parametrize("arch", ["resnet19", "", "ResNet18", "fasterrcnn_resnet50_fpn", "quantized_resnet18", "auto"])
 def test_unknown_names(arch):
-    with pytest.raises(ValueError, match=rf"no arch '{arch}'. Use resnet9, lenet, a torchvision model"):
+    with pytest.raises(ValueError, match=rf"no arch '{arch}'. Use resnet9, lenet, resnet18_small, a torchvision model"):
         model.build(arch, 10)
 
 

@@ -27,7 +27,8 @@ from razor_ray.config import CompareConfig, InputConfig, PruneConfig, WeighConfi
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
 from razor_ray.shards import InputError, Source
-from razor_ray.stages import cells, preflight, reuse, runtime
+from razor_ray.stages import catalog as catalogs
+from razor_ray.stages import cells, decode, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
 from razor_ray.stages.catalog import Catalog
 from razor_ray.training import choose_precision
@@ -365,6 +366,13 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     train = pipeline.training.train
     weigh_round = pipeline._weigh_round
 
+    weighed_by = []
+    dataset = decode.dataset
+
+    def spy_on_decoding(catalog, planned, size, weight_column=None, beside=None):
+        weighed_by.append(beside and beside.folder)
+        return dataset(catalog, planned, size, weight_column, beside)
+
     def spy_on_training(*positional, sample_weights=None, last_epoch=None, **named):
         if sample_weights is not None:
             seen[last_epoch] = pq.read_table(sample_weights)  # before the round's folder is cleared away
@@ -375,6 +383,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         weigh_round(config, catalog, store, rounds, number, *others)
 
+    monkeypatch.setattr(decode, "dataset", spy_on_decoding)
     monkeypatch.setattr(pipeline.training, "train", spy_on_training)
     monkeypatch.setattr(pipeline, "_weigh_round", killed)
     assert main([*arguments, str(tmp_path / "out")]) == 130
@@ -382,6 +391,8 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "_weigh_round", weigh_round)
     assert main([*arguments, str(tmp_path / "out")]) == 0
     assert not (tmp_path / "out" / "_rounds").exists()
+    by = [None, *(f"{tmp_path}/out/_rounds/{number}/ispl" for number in ("01", "02"))]
+    assert weighed_by == [*by[:2], *by]  # by whom it was interrupted, and who went on
     facts = json.loads((tmp_path / "out" / "proxy" / ".commit.json").read_text())["rounds"]
     final = json.loads((tmp_path / "out" / "weights" / ".commit.json").read_text())
     thresholds = [found["ispl"]["threshold"] for found in (*facts, final)]
@@ -413,9 +424,15 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert set(np.unique(columns["forgetting"])) <= {0.0, 1.0, 4.0}  # forgotten once at most, or never learned
     selection = pq.read_table(tmp_path / "out" / "selection").sort_by("sample_id")
     np.testing.assert_array_equal(selection["hardness"], columns["dual"])
-    # A comparison chooses the same.
+    # Losses of earlier rounds are kept only when asked for, and a comparison chooses the same.
     run = RunStore(f"{tmp_path}/out")
     pruned = from_dict(PruneConfig, run.read_json("config.json"))
+    catalog = catalogs.read(pruned.input, run)
+    num_kept = [
+        len(pipeline._read_proxy(replace(pruned, keep_round_losses=asked), catalog, run).round_folders)
+        for asked in (True, False)
+    ]
+    assert num_kept == [2, 0]
     samples, _ = comparing.read_samples(run)
     nothing = np.zeros(0)  # no training comes of it
     data = cells.Data(samples, nothing, nothing, nothing, "resnet9", 10, 8)  # type: ignore[arg-type]

@@ -456,7 +456,13 @@ def proxy_in_store(
 
 
 def hardness_column(config: ScoreConfig, columns: Collection[str]) -> str:
-    """The column of `scores/` that ranks samples inside a class, of those that are there."""
+    """The column of `scores/` that ranks samples inside a class, of those that are there.
+
+    How samples fared in training costs nothing, and no pass of its own was better (docs/experiments.md).
+
+    >>> hardness_column(ScoreConfig(), ["el2n", "mean_el2n"]), hardness_column(ScoreConfig(), ["el2n"])
+    ('mean_el2n', 'el2n')
+    """
     if config.hardness != "auto":
         return config.hardness
     return "mean_el2n" if "mean_el2n" in columns else "el2n"

@@ -1,5 +1,6 @@
 """Methods side by side on real images, through the command line."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -63,7 +65,12 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
         assert row["num_steps"] == 2 * -(-row["num_kept"] // 32)
         assert 0 <= row["worst_recall"] <= row["accuracy"] <= 1
         assert row["macro_recall"] == pytest.approx(np.mean(row["recall"]))
-    assert (tmp_path / "out" / "compare.svg").read_text().startswith("<svg")
+    drawn = (tmp_path / "out" / "compare.svg").read_text()
+    assert drawn.startswith("<svg")
+    assert "stroke-dasharray" in drawn and ">all samples<" in drawn  # the line that they are to reach
+    for method, fraction in itertools.product(("razor", "random"), (0.2, 0.5)):
+        accuracy = np.mean([rows[method, fraction, seed]["accuracy"] for seed in (0, 1)])
+        assert f">{method}, {100 * fraction:g} %: {100 * accuracy:.2f}<" in drawn
     num_steps = sum(row["num_steps"] for row in rows.values())
     assert re.search(rf"^compare   {num_steps:,} steps, .*; 10 of 10 trainings$", shown.err, re.MULTILINE)
     # What is done is not done again; a cell that is lost is, and comes out the same.
@@ -446,15 +453,20 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     assert main(["compare", *paths, *options]) == 2
     assert f"{tmp_path}/same was scored by the same proxy as {run}/run" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()  # before anything was trained
-    commit = tmp_path / "same" / "proxy" / ".commit.json"  # the same scores, as if of another proxy
+    # As if of another proxy, which finds hard what this one finds easy.
+    commit = tmp_path / "same" / "proxy" / ".commit.json"
     commit.write_text(commit.read_text().replace('"weights_sha256": "', '"weights_sha256": "other'))
+    for file in (tmp_path / "same" / "scores").glob("*.parquet"):
+        table = pq.read_table(file)
+        at = table.schema.get_field_index("el2n")
+        pq.write_table(table.set_column(at, table.schema.field(at), pc.negate(table["el2n"])), file)
     assert main(["compare", *paths, *options]) == 0
     assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == ["random-0.5-epochs-0.json"]
     row = json.loads((tmp_path / "out" / "cells" / "random-0.5-epochs-0.json").read_text())
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
     aside = comparing.validation_mask(samples)
     assert row["num_kept"] == round(0.5 * (300 - aside.sum()))
-    assert "| 1.000 | 1.000 | 1.000 | 1.000 |" in capfd.readouterr().out  # a run agrees with itself on the ranks
+    assert "| -1.000 | 0.000 | 0.000 | 0.000 |" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("changed", ["rule", "input", "held-out", "proxy", "scores", "choice"])

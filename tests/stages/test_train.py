@@ -22,6 +22,8 @@ from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import decode, ingest, train_worker
 from razor_ray.stages import train as training
 from razor_ray.stages.dynamics import from_table
+from razor_ray.stages.ispl import WEIGHT
+from razor_ray.stages.per_shard import PerShard
 from razor_ray.training import predict
 from tests.conftest import png, readme_python, write_shards
 
@@ -321,6 +323,26 @@ def test_images_come_in_the_planned_order_whichever_is_decoded_first(tmp_path, d
     found = [batch["sample_id"] for batch in decode.dataset(catalog, planned, 8).iter_batches(batch_size=None)]
     expected = [schema.sample_ids(shard, 0, 8) for shard in range(6)]
     np.testing.assert_array_equal(np.concatenate(found), np.concatenate(expected))
+
+
+def test_weights_of_a_round_go_to_the_samples_of_their_ids(tmp_path, split):
+    """In blocks of short runs of all shards, in random order. Some samples have none, as those that were not scored."""
+    catalog = catalogs.build(InputConfig(path=str(split / "train")))
+    ids = np.concatenate([schema.sample_ids(shard, 0, 100) for shard in range(3)])
+    known = ids[np.arange(300) % 7 > 0]
+    weight = np.random.default_rng(0).random(len(known), np.float32)
+    (tmp_path / "ispl").mkdir()
+    for shard in range(3):
+        mine = schema.shard_ids(known) == shard
+        table = pa.table({"sample_id": known[mine], WEIGHT: weight[mine]})
+        pq.write_table(table, tmp_path / "ispl" / f"shard-{shard:06d}.parquet")
+    beside = PerShard(LocalFileSystem(), str(tmp_path / "ispl"))
+    planned = decode.plan_stream(catalog, 64, seed=0)
+    found: dict[int, float] = {}
+    for batch in decode.dataset(catalog, planned, 64, beside=beside).iter_batches(batch_size=None):
+        found |= dict(zip(batch["sample_id"].tolist(), batch["weight"].tolist(), strict=True))
+    assert list(found) != sorted(found)
+    assert found == dict.fromkeys(ids.tolist(), 0.0) | dict(zip(known.tolist(), weight.tolist(), strict=True))
 
 
 def test_a_row_group_is_read_once_for_all_its_rows(tmp_path, digits):
