@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from razor_ray import schema, sources, weights
-from razor_ray.config import InputConfig, PruneConfig, SampleConfig, from_dict
+from razor_ray.config import InputConfig, PruneConfig, from_dict
 from razor_ray.methods import METHODS
 from razor_ray.run_store import CONFIG, RunStore
 from razor_ray.selection import Method, gamma_razor
@@ -104,6 +104,9 @@ class WrongLabels:
     def run(self) -> None:
         """Print a table."""
         store = RunStore(self.run_folder)
+        pruned = _config(store)
+        if pruned.rounds > 1:
+            raise ValueError(f"{self.run_folder} was scored in {pruned.rounds} rounds. Name a run of one.")
         samples, sample_id = read_samples(store)
         wrong = _column(store, sample_id, CLEAN) != samples.label
         print(f"{wrong.mean():.1%} of {len(wrong):,} labels are wrong")
@@ -111,8 +114,10 @@ class WrongLabels:
             if name in samples.scores:
                 print(f"AUROC of {name}: {roc_auc_score(wrong, samples.column(name)):.3f}")
         methods: dict[str, Method] = {
-            "razor, noise guard on": gamma_razor,
-            "razor, noise guard off": partial(gamma_razor, sample=SampleConfig(tail=0.0)),
+            "razor, noise guard on": partial(
+                gamma_razor, weigh=pruned.weigh, sample=replace(pruned.sample, tail="auto")
+            ),
+            "razor, noise guard off": partial(gamma_razor, weigh=pruned.weigh, sample=replace(pruned.sample, tail=0.0)),
             **{name: METHODS[name] for name in ("random_balanced", "ccs", "dual", "hardest")},
         }
         print(f"\n| wrong of the kept, % | {' | '.join(f'keep {100 * f:g} %' for f in self.keep_fractions)} |")
@@ -153,14 +158,21 @@ def long_tail_sizes(sizes: NDArray[np.integer], imbalance: float) -> list[int]:
     >>> long_tail_sizes(np.array([5000] * 10), 100)
     [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
+    _check_classes(len(sizes))
     ratio = imbalance ** -(1 / (len(sizes) - 1))
     return [min(int(size), int(sizes[0] * ratio**place + 1e-9)) for place, size in enumerate(sizes)]
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 2:
+        raise ValueError(f"at least two classes are needed, got {num_classes}.")
 
 
 def flip_labels(labels: NDArray[np.integer], fraction: float, seed: int) -> NDArray[np.integer]:
     """Labels of which exactly round(fraction N) were changed, to each other class with the same chance; (N,)."""
     rng = np.random.default_rng(seed)
     num_classes = int(labels.max()) + 1
+    _check_classes(num_classes)
     chosen = rng.permutation(len(labels))[: round(fraction * len(labels))]
     flipped = labels.copy()
     flipped[chosen] = (labels[chosen] + rng.integers(1, num_classes, len(chosen))) % num_classes
@@ -175,6 +187,8 @@ def auroc_in_classes(positive: NDArray[np.bool_], score: NDArray[np.floating], l
         if 0 < positive[rows].sum() < rows.sum():
             areas.append(roc_auc_score(positive[rows], score[rows]))
             counts.append(positive[rows].sum())
+    if not areas:
+        raise ValueError("no class has samples of both kinds.")
     return float(np.average(areas, weights=counts))
 
 
@@ -211,11 +225,16 @@ def _relabelled(table: pa.Table, labels: NDArray[np.integer]) -> pa.Table:
     return table.set_column(place, table.schema.field(place), pa.array(labels, table.schema.field(place).type))
 
 
+def _config(store: RunStore) -> PruneConfig:
+    values = store.read_json(CONFIG)
+    if values is None:
+        raise ValueError(f"{store.uri} holds no run of prune.")
+    return from_dict(PruneConfig, values)
+
+
 def _column(store: RunStore, sample_id: NDArray[np.int64], name: str) -> NDArray[np.generic]:
     """A column of the run's input for samples in ascending order of their ids."""
-    values = store.read_json(CONFIG)
-    assert values is not None, f"{store.uri} holds no run"
-    shards = [table[name].to_numpy() for _, table in _shards(from_dict(PruneConfig, values).input.path)]
+    shards = [table[name].to_numpy() for _, table in _shards(_config(store).input.path)]
     first = np.cumsum([0, *map(len, shards)])  # (S + 1,)
     return np.concatenate(shards)[first[schema.shard_ids(sample_id)] + schema.rows(sample_id)]
 

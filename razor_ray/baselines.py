@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from razor_ray.apportion import apportion
 from razor_ray.clusters import as_scores
-from razor_ray.hashing import TAIL_TIES, as_ids, check_seed, hash_ids
+from razor_ray.hashing import REMAINDERS, TAIL_TIES, as_ids, check_seed, hash_ids
 from razor_ray.sampling import draw_keys, first_of_groups, weighted_draw
 from razor_ray.selection import Samples
+
+RULE = 1
+"""Of what the methods here keep, given the same scores and settings; another number with each change of that."""
 
 _DUAL_SCALE, _DUAL_ANCHORS = 15.0, 10
 
@@ -30,10 +33,16 @@ def random(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
 
 
 def random_balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
-    """Keep as many samples of every class, and all of a class that is smaller; at random within classes."""
+    """Keep as many samples of every class, and all of a class that is smaller; at random within classes.
+
+    What is left over goes to classes by chance, one each.
+    """
     _check_budget(budget, len(samples.ids))
+    check_seed(seed)
     labels, of_class, sizes = np.unique(samples.label, return_inverse=True, return_counts=True)  # (C,), (N,), (C,)
-    quota = apportion(np.ones(len(labels)), budget, np.zeros(len(labels), np.int64), sizes)  # (C,)
+    order = np.argsort(hash_ids(labels.astype(np.uint64), seed, REMAINDERS), kind="stable")  # (C,)
+    quota = np.empty(len(labels), np.int64)  # (C,)
+    quota[order] = apportion(np.ones(len(labels)), budget, np.zeros(len(labels), np.int64), sizes[order])
     return first_of_groups(_random_order(samples, seed), of_class, quota)
 
 

@@ -1,7 +1,7 @@
 """What a comparison of methods says: means with their standard errors, and who can be told apart from whom.
 
 Rows are dictionaries of one training each: `method`, `keep_fraction`, `budget`, `seed`, `accuracy`, `worst_recall`,
-`macro_recall`, `seconds`. The method `all` is the training on everything.
+`macro_recall`, `seconds`, and `num_eval`, the held-out images. The method `all` is the training on everything.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 ALL = "all"
 """The name of the training on everything."""
+
+_UNSCORED = ("random", "random_balanced")
+"""Methods that need no scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +73,28 @@ class Summary:
     """Median over the seeds, of the training."""
     by_seed: Mapping[int, float]
     """Accuracies."""
+    num_eval: int
+    """Held-out images, on which all were measured."""
 
     def differs_from(self, other: Summary, num_comparisons: int) -> bool:
         """Whether the accuracies can be told apart, over what both have in common: the seed of choice and training.
 
-        The intervals of one standard error do not meet, and the mean of the paired differences is beyond Student's t of
-        95 %, corrected (Bonferroni) for so many comparisons: of several equal methods some best one is always ahead.
+        The intervals of one standard error do not meet, and the mean of the paired differences is beyond what chance
+        makes it in 5 % of cases, corrected (Bonferroni) for so many comparisons: of several equal methods some best one
+        is always ahead. Chance is of seeds (Student's t) and of the held-out images: of M images at least d M tell two
+        networks apart whose accuracies differ by d, and each might as well have told otherwise or not at all
+        (McNemar's variance where that is all of them, the least that it can be).
         """
         seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
         if len(seeds) < 2 or self.accuracy.overlaps(other.accuracy):
             return False
         paired = estimate([self.by_seed[seed] - other.by_seed[seed] for seed in seeds])
-        from scipy.stats import t  # late: scipy takes a second to import
+        from scipy.stats import norm, t  # late: scipy takes a second to import
 
-        return abs(paired.mean) > float(t.ppf(1 - 0.025 / num_comparisons, len(seeds) - 1)) * paired.error
+        distance, level = abs(paired.mean), 1 - 0.025 / num_comparisons
+        of_seeds = float(t.ppf(level, len(seeds) - 1)) * paired.error
+        of_images = float(norm.ppf(level)) * math.sqrt(distance * (1 - distance) / self.num_eval)
+        return distance > math.hypot(of_seeds, of_images)
 
 
 def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
@@ -99,6 +110,7 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
             macro_recall=estimate([row["macro_recall"] for row in group]),
             seconds=float(np.median([row["seconds"] for row in group])),
             by_seed={row["seed"]: row["accuracy"] for row in group},
+            num_eval=group[0]["num_eval"],
         )
         for key, group in groups.items()
     ]
@@ -108,7 +120,8 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
 def level_with_best(lines: Sequence[Summary]) -> list[str]:
     """Methods whose accuracy cannot be told from the best one's, of lines at one budget; the best first."""
     best = max(lines, key=lambda line: line.accuracy.mean)
-    level = [line for line in lines if line is not best and not best.differs_from(line, len(lines) - 1)]
+    num_pairs = math.comb(len(lines), 2)  # whichever two are the best and another
+    level = [line for line in lines if line is not best and not best.differs_from(line, num_pairs)]
     return [best.method, *(line.method for line in sorted(level, key=lambda line: -line.accuracy.mean))]
 
 
@@ -117,7 +130,7 @@ def verdict(lines: Sequence[Summary]) -> str:
 
     >>> def line(method, *accuracies):
     ...     all_of = [estimate(accuracies)] * 3
-    ...     return Summary("epochs", 0.1, method, *all_of, seconds=1.0, by_seed=dict(enumerate(accuracies)))
+    ...     return Summary("epochs", 0.1, method, *all_of, 1.0, dict(enumerate(accuracies)), num_eval=10_000)
     >>> verdict([line("a", 0.80, 0.81, 0.79), line("b", 0.70, 0.71, 0.70)])
     'a is the best.'
     >>> verdict([line("a", 0.80, 0.81, 0.79), line("b", 0.79, 0.78, 0.80), line("c", 0.10, 0.12, 0.11)])
@@ -248,14 +261,17 @@ def markdown(
     parts.append(
         "Means over seeds with their standard errors: how much trainings differ, all from the scores of one proxy. In "
         "bold the best and what cannot be told from it: where these intervals meet, or the differences over the same "
-        "seeds are within Student's t of 95 %, corrected for the number of methods. Seconds are of a training as it "
-        "ran here, beside whatever else did.\n"
+        "seeds are within what chance makes them, of seeds (Student's t of 95 %, corrected for the pairs of methods in "
+        "the table) and, at the least, of held-out images. That is for one table, looked at once: of many, or after "
+        f"each seed, chance makes more. {_of_images(lines)} Seconds are of a training as it ran here, beside whatever "
+        "else did.\n"
     )
     share = f", {100 * cost_epochs / epochs:.0f} % of one training of {epochs} epochs"
+    given = ", and the training of weights that were given is not counted" if cost_epochs < 1 else ""
     another = f" of another network ({other_network}), whose epochs cost otherwise: no break-even is told"
     parts.append(
         f"Scoring counts as {cost_epochs:.1f} epochs on all samples{another if other_network else share}; "
-        "a pass without training counts as a third of one.\n"
+        f"a pass without training counts as a third of one{given}.\n"
     )
     if stability:
         parts.append(_stability_section(stability))
@@ -279,26 +295,30 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
         "| method | accuracy % | worst class % | macro recall % | seconds | seeds |",
         "|---|---|---|---|---|---|",
     ]
-    best = level_with_best(lines) if len(lines) > 1 else []
+    several = [line for line in lines if math.isfinite(line.accuracy.error)]  # one seed tells nothing
+    best = level_with_best(several) if len(several) > 1 else []
     for line in lines:
         name = f"**{line.method}**" if line.method in best else line.method
         numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
         parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
     said = [verdict(lines)]
     if whole:
-        said.append(_against_all(lines[0], whole[0]))
+        said.append(_against_all(lines[0], whole[0], len(lines)))
     if even is not None and math.isfinite(even):
-        said.append(f"Counted in epochs, scoring has paid for itself after {even:.1f} trainings.")
+        said.append(f"Counted in epochs, scoring costs what {even:.1f} trainings on the subset save.")
+        if unscored := [name for name in best if name.partition(":")[0] in _UNSCORED]:
+            said.append(f"It has not paid here: without any, {_listed(unscored)} cannot be told from the best.")
     elif lines[0].budget == "steps":
         said.append("Equal steps save nothing.")
     parts.append(f"\n{' '.join(said)}\n")
     return "\n".join(parts)
 
 
-def _against_all(line: Summary, whole: Summary) -> str:
+def _against_all(line: Summary, whole: Summary, num_lines: int) -> str:
+    """Of the best of so many methods."""
     points = 100 * (whole.accuracy.mean - line.accuracy.mean)
     found = f"{abs(points):.2f} points {'below' if points > 0 else 'above'} all samples"
-    if line.differs_from(whole, 1):
+    if line.differs_from(whole, num_lines):
         return f"{line.method} is {found}."
     return f"{line.method} has a mean {found}, from which it cannot be told."
 
@@ -308,13 +328,23 @@ def _stability_section(stability: dict[str, dict[str, float]]) -> str:
     parts = [
         "## Stability of the ranks\n",
         "How far another proxy agrees on which samples are hard: Spearman's rank correlation (by chance 0), and of the "
-        "hardest 10 % the share that is among its hardest 10 % (by chance 0.1), and so on.\n",
-        f"| run with another seed | {' | '.join(names)} |",
+        "hardest 10 % the share that is among its hardest 10 % (by chance 0.1), and so on. If the runs differ in more "
+        "than the seed, so may the ranks.\n",
+        f"| other run | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
         *(f"| {run} | {' | '.join(f'{found[name]:.3f}' for name in names)} |" for run, found in stability.items()),
         "",
     ]
     return "\n".join(parts)
+
+
+def _of_images(lines: Sequence[Summary]) -> str:
+    best = max(line.accuracy.mean for line in lines)
+    error = math.sqrt(best * (1 - best) / lines[0].num_eval)
+    return (
+        f"On other {lines[0].num_eval:,} held-out images all may be higher or lower, by some "
+        f"{100 * error:.1f} points, which ± does not tell."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

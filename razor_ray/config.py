@@ -207,7 +207,7 @@ class SampleConfig:
     clustering: Literal["kmeans", "mean_shift", "none"] = "kmeans"
     """k-means on the embeddings, mean-shift on the hardness, or one cluster."""
     num_clusters: int = 20
-    """Of a class, for k-means; a class of fewer than ten samples per cluster gets fewer clusters."""
+    """Of a class, for k-means; fewer where a cluster would have fewer than ten samples, or three to keep."""
     tail: float | Auto = "auto"
     """The fraction of a class, its hardest samples, that is set aside. 'auto', the guard against noise: the estimated
     share of wrong labels. 0 sets nothing aside."""
@@ -404,9 +404,9 @@ class CompareConfig(LearningConfig):
     """'epochs': a subset is trained on for as many epochs as everything is; 'steps': for as many steps. 'razor' chooses
     for what each training is."""
     weigh: WeighConfig = field(default_factory=WeighConfig)
-    """Of the method 'razor'."""
+    """Of the method 'razor'. A setting at its default is the run's; razor:quota=ispl asks for a default."""
     sample: SampleConfig = field(default_factory=SampleConfig)
-    """Of the method 'razor'."""
+    """Of the method 'razor', likewise: razor:tail=auto."""
     hardness: Hardness = "auto"
     """Which score 'razor', 'ccs' and 'hardest' rank by. 'auto': the run's."""
     num_workers: int | Auto = "auto"
@@ -419,6 +419,8 @@ class CompareConfig(LearningConfig):
         _check_stall_timeout(self.stall_timeout)
         for fraction in self.keep_fractions:
             check_keep_fraction(fraction)
+            if fraction == 1:
+                raise ValueError("keep_fractions must be below 1: on everything is trained by --train-on-all.")
         for seed in self.seeds:
             _check_seed(seed)
         for name in ("methods", "keep_fractions", "seeds", "budgets"):

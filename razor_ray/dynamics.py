@@ -94,7 +94,7 @@ class Dynamics:
             epochs (He et al. 2024, with one window). `dual`: that times 1 - `mean_p` (Cho et al. 2025, with one
             window). `aum`: mean of the largest other logit less the label's, the negative of Pleiss et al.'s (2020)
             area under the margin. `forgetting`: times that a sample was right and then wrong in the next epoch that
-            saw it (Toneva et al. 2019); for one that was never right the number of its epochs + 1.
+            saw it (Toneva et al. 2019); for one that was never right the number of epochs + 1, above all others.
         """
         mean_el2n, mean_p, margin = self.el2n / self.count, self.p / self.count, self.margin / self.count
         # Rounding may leave a little less than nothing.
@@ -116,7 +116,8 @@ class Dynamics:
             seen, right = self.seen >> epoch & 1 == 1, self.correct >> epoch & 1 == 1
             events += was_right & seen & ~right
             was_right = np.where(seen, right, was_right)
-        return np.where(self.correct == 0, self.count + 1, events)
+        num_epochs = int(self.seen.max(initial=0)).bit_length()  # that saw any of these samples
+        return np.where(self.correct == 0, num_epochs + 1, events)
 
 
 def merge(parts: Iterable[Dynamics]) -> Dynamics:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 # What a hash is for. The tail's ties must not use the keys of the draw: the tied samples with the larger keys would go
 # to the tail, and those left would win the draw more often than their weights say.
-DRAW, TAIL_TIES, KMEANS, VALIDATION = range(4)
+DRAW, TAIL_TIES, KMEANS, VALIDATION, REMAINDERS = range(5)
 
 
 def hash_ids(ids: NDArray[np.uint64], seed: int, purpose: int) -> NDArray[np.uint64]:
@@ -20,7 +20,7 @@ def hash_ids(ids: NDArray[np.uint64], seed: int, purpose: int) -> NDArray[np.uin
     seed : int
         0..2^63-1, see `check_seed`.
     purpose : int
-        DRAW, TAIL_TIES, KMEANS or VALIDATION: the hashes of one purpose tell nothing of another's.
+        DRAW, TAIL_TIES, KMEANS, VALIDATION or REMAINDERS: the hashes of one purpose tell nothing of another's.
 
     Returns
     -------

@@ -97,6 +97,16 @@ def resolve(
     )
 
 
+def settings_of(method: functools.partial[NDArray[np.bool_]]) -> dict[str, Any]:
+    """All settings of a method that `resolve` gave, its defaults too: two that have the same keep the same.
+
+    >>> settings_of(resolve("ccs")) == settings_of(resolve("ccs:num_strata=50"))
+    True
+    """
+    parameters = inspect.signature(method.func).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY} | method.keywords
+
+
 def _settings(name: str, text: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for part in text.split(","):

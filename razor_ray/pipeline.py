@@ -177,8 +177,8 @@ def compare(config: CompareConfig) -> str:
     if begun is None or not run.is_done("scores"):
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
     pruned = from_dict(PruneConfig, begun)
-    comparing.check_names(config, pruned)
     config = reuse.choice_as_in(config, pruned)
+    comparing.check_names(config, pruned)
     store.check_free(config)
     try:
         catalog = catalogs.read(pruned.input, run)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from razor_ray import sampling, schema, weights
 from razor_ray.config import SampleConfig, WeighConfig
-from razor_ray.window import Levels, Window, contradicted_fraction
+from razor_ray.window import Levels, Window, contradicted_fraction, from_zero
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class Samples:
         return np.asarray(self.scores[name], np.float64)
 
 
-RULE = 2
+RULE = 3
 """Of what gamma-Razor keeps, given the same scores and settings; another number with each change of that."""
 
 Method = Callable[[Samples, int, int], NDArray[np.bool_]]
@@ -129,7 +129,8 @@ def gamma_razor(
     hardness = samples.column(samples.hardness)
     contradicted = contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
     window = Window.of(sample, budget / len(samples.ids), contradicted)
-    log_weight = window.log_weights(Levels.counted(hardness).of(hardness))
+    counted = from_zero(hardness, samples.hardness)
+    log_weight = window.log_weights(Levels.counted(counted).of(counted))
     keep = np.zeros(len(samples.ids), bool)
     for label, rows in classes:
         keep[rows] = sampling.sample_class(

@@ -96,6 +96,24 @@ class Levels:
         return middle[place] / self.count.sum()
 
 
+def from_zero(score: NDArray[np.floating], name: str) -> NDArray[np.floating]:
+    """A score as levels are to be counted of it: the margin of probabilities, which begins at -1, put up to 0.
+
+    Most samples are close to where it begins, if the proxy is sure of them; floats, and levels, are fine around 0 only.
+
+    Parameters
+    ----------
+    score : ndarray of shape (n,)
+    name : str
+        Its column.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+    """
+    return score + np.float32(1) if name == "margin" else score
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """The levels of hardness that are kept: around the focus, the closer the sharper."""

@@ -132,6 +132,14 @@ def test_random_balanced_by_hand():
     assert np.bincount(np.asarray(label)[mask]).tolist() == [4, 4]
 
 
+def test_what_random_balanced_has_left_over_goes_to_no_class_in_particular():
+    label = np.repeat(np.arange(10), 20)
+    counts = [np.bincount(label[baselines.random_balanced(plain(label, label=label), 25, seed)]) for seed in range(400)]
+    assert {tuple(sorted(of_seed)) for of_seed in counts} == {(2,) * 5 + (3,) * 5}
+    # Five of ten have one more: 200 times each, standard deviation 10.
+    assert abs(np.sum(counts, axis=0) - 1000).max() < 50
+
+
 def test_dyn_unc_by_hand():
     given_samples = plain([0.1, 0.3, 0.2], "dyn_unc")
     assert kept(baselines.dyn_unc(given_samples, 2, 0)) == [1, 2]
@@ -192,6 +200,14 @@ def test_moderate_by_hand():
     assert kept(baselines.moderate(given_samples, 1, 0)) == [3]
 
 
+def test_moderate_has_a_mean_and_a_median_for_each_class():
+    line = np.array([[-5.0], [1.0], [0.0], [-1.0], [2.0], [3.0]])  # as above; the other class is wider and elsewhere
+    given_samples = Samples(
+        ids=np.arange(12), label=np.repeat([0, 1], 6), embedding=np.concatenate([line, 1000 + 40 * line])
+    )
+    assert kept(baselines.moderate(given_samples, 6, 0)) == [1, 3, 4, 7, 9, 10]
+
+
 def test_moderate_needs_embeddings():
     with pytest.raises(ValueError, match="embeddings"):
         baselines.moderate(plain([1.0]), 1, 0)
@@ -215,15 +231,17 @@ def test_dual_draws_as_its_density_says():
 
 
 def test_dual_draws_in_the_order_of_its_density(monkeypatch):
-    # The weights themselves, of which the draws above show little: b = 15 (1 - 0.8)(1 - 0.7^2), a = 16 - b.
+    # The weights themselves, of which the draws above show little: b = 15 (1 - 0.75)(1 - 0.7^2), a = 16 - b. The mean
+    # is of the ten highest: it would be 0.8 of nine.
     weights = []
     draw = baselines.weighted_draw
     monkeypatch.setattr(baselines, "weighted_draw", lambda weight, *rest: weights.append(weight) or draw(weight, *rest))
     rng = np.random.default_rng(0)
-    mean, score = np.append(np.full(10, 0.8), rng.uniform(0.2, 0.99, 90)), np.append(np.full(10, 2.0), rng.random(90))
+    mean = np.concatenate([np.full(9, 0.8), [0.3], rng.uniform(0.2, 0.99, 90)])
+    score = np.append(np.linspace(3, 2, 10), rng.random(90))
     given_samples = Samples(ids=np.arange(100), label=np.zeros(100, int), scores={"dual": score, "mean_p": mean})
     assert baselines.dual(given_samples, 30, 0, exponent=2.0).sum() == 30
-    b = 15 * 0.2 * (1 - 0.7**2)
+    b = 15 * 0.25 * (1 - 0.7**2)
     expected = (15 - b) * np.log(mean) + (b - 1) * np.log(1 - mean) + np.log(score)
     found = np.log(weights[0])
     np.testing.assert_allclose(found - found[0], expected - expected[0], rtol=1e-9, atol=1e-9)

@@ -126,6 +126,7 @@ def test_keep_fraction_in_range(value):
         (lambda: prune_config(seed=-1), "seed"),
         (lambda: prune_config(seed=2**63), "seed"),
         (lambda: train_config(seed=-1), "seed"),
+        (lambda: CompareConfig(run="run", output="out", keep_fractions=(0.3, 1)), "below 1: on everything"),
         (lambda: train_config(epochs=0), "epochs"),
         (lambda: train_config(batch_size=1), "batch_size"),
         (lambda: train_config(num_workers=0), "num_workers"),

@@ -62,6 +62,12 @@ def test_an_epoch_that_did_not_see_a_sample_is_no_event():
     assert found.count == [2]
 
 
+def test_never_learned_is_above_all_that_was_forgotten():
+    # Of 8 only one step did not overflow; 7 was forgotten twice.
+    history = [one_step(epoch, 0.5, ids=(7, 8) if epoch == 1 else (7,), correct=epoch in (0, 2)) for epoch in range(4)]
+    assert merge(history).scores()["forgetting"].tolist() == [2, 5]
+
+
 def test_nothing_was_seen():
     assert merge([]).sample_id.shape == (0,)
     assert all(values.shape == (0,) for values in merge([]).scores().values())

@@ -47,11 +47,21 @@ def test_flipped_labels_are_as_many_as_asked_and_all_wrong(experiments):
 
 
 def test_auroc_is_of_pairs_in_one_class(experiments):
-    # Class 0: of 2 x 1 pairs the positive is above one: 1/2. Class 1: 1 x 1, above: 1. Averaged over positives 3/4.
-    label = np.array([0, 0, 0, 1, 1, 2])
-    positive = np.array([True, False, False, True, False, True])  # class 2 has no pair
-    score = np.array([0.5, 0.9, 0.1, 0.3, 0.2, 9.0])
-    assert experiments.auroc_in_classes(positive, score, label) == pytest.approx(0.75)
+    # Class 0: of 2 x 1 pairs the positive is above one: 1/2. Class 1: 1 x 3, above all: 1. Of four positives one is of
+    # class 0: (1/2 + 3) / 4.
+    label = np.array([0, 0, 0, 1, 1, 1, 1, 2])
+    positive = np.array([True, False, False, True, True, True, False, True])  # class 2 has no pair
+    score = np.array([0.5, 0.9, 0.1, 0.3, 0.4, 0.5, 0.2, 9.0])
+    assert experiments.auroc_in_classes(positive, score, label) == pytest.approx(0.875)
+    with pytest.raises(ValueError, match="no class has samples of both kinds"):
+        experiments.auroc_in_classes(np.ones(8, bool), score, label)
+
+
+def test_of_one_class_there_is_no_other_label_and_no_tail(experiments):
+    with pytest.raises(ValueError, match="at least two classes are needed, got 1"):
+        experiments.flip_labels(np.zeros(5, int), 0.2, 0)
+    with pytest.raises(ValueError, match="at least two classes are needed, got 1"):
+        experiments.long_tail_sizes(np.array([5]), 100)
 
 
 def test_shuffling_stays_in_classes(experiments):

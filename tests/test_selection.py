@@ -9,6 +9,7 @@ import pytest
 from razor_ray import weights
 from razor_ray.config import SampleConfig, WeighConfig
 from razor_ray.selection import Samples, gamma_razor
+from razor_ray.window import Levels, from_zero
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,18 @@ def test_what_looks_like_wrong_labels_is_left_out(samples):
     assert keep.sum() == 400 and not keep[wrong].any()
     unguarded = gamma_razor(mislabelled, 400, 0, sample=replace(hardest, tail=0.0))
     assert unguarded[wrong].mean() > 0.7
+
+
+def test_levels_of_a_margin_are_as_fine_where_the_proxy_is_sure(samples):
+    # Half of all margins lie within a thousandth of -1, where floats are coarse, the same as a score that begins at 0.
+    of_zero = np.where(np.arange(900) % 2, 1e-3, 1.0) * samples.column("el2n")
+    sure = with_scores(samples, el2n=of_zero, margin=(of_zero - 1).astype(np.float32))
+    choice = SampleConfig(focus=0.3, gamma=7.0, tail=0.0)
+    kept = [gamma_razor(replace(sure, hardness=name), 90, 0, sample=choice) for name in ("margin", "el2n")]
+    np.testing.assert_array_equal(*kept)
+    coarse = Levels.counted(sure.column("margin")).count.max()
+    fine = Levels.counted(from_zero(sure.column("margin"), "margin")).count.max()
+    assert coarse > 100 and fine <= 2
 
 
 def test_a_threshold_of_nothing_is_no_default(samples):

@@ -12,9 +12,12 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from razor_ray import apportion as apportionment
 from razor_ray.apportion import apportion
+from razor_ray.config import WeighConfig
 from razor_ray.weights import (
+    IsplSettings,
     budget,
     class_quotas,
+    class_shares,
     class_weights,
     default_beta,
     effective_number,
@@ -468,3 +471,24 @@ def test_the_keep_fraction_that_the_message_names_works(sizes, class_floor):
         class_quotas(np.ones(len(sizes)), sizes, needed - 1, class_floor)
     keep_fraction = float(str(e.value).split("at least ")[1].split(",")[0])
     assert budget(sum(sizes), keep_fraction) >= needed
+
+
+def test_classes_are_weighed_by_what_is_effective_of_them():
+    # Weights (1 - 0.5) / (1 - 0.5^m): 2/3 and 1 of two and one effective samples; masses 4/3 and 1, so 8 and 6 of 14.
+    shares = class_shares(
+        num_samples=np.array([20, 20]),
+        effective_count=np.array([2.0, 1.0]),
+        recall=np.ones(2),
+        budget=14,
+        config=WeighConfig(beta=0.5),
+    )
+    assert shares.beta == 0.5
+    assert shares.class_weight[0] / shares.class_weight[1] == pytest.approx(2 / 3)
+    assert shares.quota.tolist() == [8, 6]
+
+
+def test_settings_are_parts_of_the_threshold():
+    found = IsplSettings.of(WeighConfig(scheme="mixture", second_threshold=0.25, diversity_step=0.5), 2.0)
+    assert (found.threshold, found.second_threshold, found.diversity_step) == (2.0, 0.5, 1.0)
+    loss = np.array([0.2, 0.7, 3.0])
+    np.testing.assert_array_equal(found.weigh(loss), inverse_mixture_weights(loss, 2.0, 0.5))

@@ -122,6 +122,12 @@ def cells(config: CompareConfig) -> list[Cell]:
     return found
 
 
+def precision_of(config: CompareConfig) -> str:
+    """In which all cells are trained: what was asked for, or what 'auto' is where they are."""
+    device = torch.device("cuda" if runtime.num_gpus(config.model.device) else "cpu")
+    return training.choose_precision(config.precision, device, gpus_have_bf16=runtime.gpus_have_bf16())
+
+
 def train_cells(
     config: CompareConfig, missing: list[Cell], data: Data, folder: Folder
 ) -> Iterator[tuple[Cell, Steps | dict[str, Any]]]:
@@ -137,9 +143,8 @@ def train_cells(
     share = runtime.share_of_gpu(workers) if gpus else 0.0
     threads = runtime.cpus_each(workers, share)
     # Here, lest it depend on where a cell is trained.
-    device = torch.device("cuda" if gpus else "cpu")
-    precision = training.choose_precision(config.precision, device, gpus_have_bf16=runtime.gpus_have_bf16())
-    config = replace(config, precision=precision, model=replace(config.model, device=device.type))
+    device = "cuda" if gpus else "cpu"
+    config = replace(config, precision=precision_of(config), model=replace(config.model, device=device))
     at_most = None if config.num_workers == "auto" else workers  # a cluster may grow meanwhile
     shared = ray.put(data)
     calls = ((cell, config, shared, folder, threads) for cell in missing)
@@ -206,6 +211,7 @@ def _steps_and_row(
         "seed": cell.seed,
         "num_kept": len(rows),
         "num_steps": num_steps,
+        "num_eval": len(data.eval_label),
         "train_loss": train_loss,
         "seconds": round(checkpoint.spent + trained - chosen, 3),
         "selection_seconds": round(chosen - started, 3),

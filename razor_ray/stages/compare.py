@@ -7,6 +7,7 @@ an interrupted comparison loses little.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ import ray
 import torch
 from numpy.typing import NDArray
 
-from razor_ray import charts, comparison, images, manifest, methods, model, schema, weights
+from razor_ray import baselines, charts, comparison, images, manifest, methods, model, schema, weights
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig, PruneConfig
 from razor_ray.hashing import VALIDATION, hash_ids
@@ -37,6 +38,7 @@ from razor_ray.stages.cells import (
     cells,
     method_of,
     num_steps_of,
+    precision_of,
     state_name,
     train_cells,
 )
@@ -136,8 +138,12 @@ def compare(
 
 def _made_of(run: RunStore, config: CompareConfig, catalog: Catalog, held_out: Catalog | None) -> dict[str, Any]:
     """What decides an accuracy besides the comparison's own settings."""
+    start = config.model.weights and model.weights_hash(model.read_file(*open_filesystem(config.model.weights)))
     return {
         "rule": RULE,
+        "rivals": baselines.RULE,
+        "precision": precision_of(config),
+        "weights to start from": start,
         "input": catalog.fingerprint,
         "held-out": held_out.fingerprint if held_out else None,
         "proxy": run.commit_facts("proxy")["weights_sha256"],
@@ -157,8 +163,8 @@ def _check_same(made_of: dict[str, Any], run: RunStore, store: RunStore) -> None
     begun = store.read_json(_MADE_OF)
     if begun is not None and (changed := [name for name, value in made_of.items() if begun.get(name) != value]):
         raise ValueError(
-            f"{store.uri} was begun with another state of {run.uri} or of the held-out images, or by another version "
-            f"of razor_ray ({', '.join(changed)} changed since). Choose another --output."
+            f"{store.uri} was begun with another state of {run.uri} or of the held-out images, in another arithmetic, "
+            f"or by another version of razor_ray ({', '.join(changed)} changed since). Choose another --output."
         )
 
 
@@ -212,9 +218,20 @@ def read_samples(run: RunStore, hardness: str = "auto") -> tuple[Samples, NDArra
 
 
 def check_names(config: CompareConfig, pruned: PruneConfig) -> None:
-    """Raise ValueError if there is no method of a name, or of its settings; at once, not when Ray has started."""
+    """Refuse names of no method, or of one twice; at once, not when Ray has started.
+
+    Raises
+    ------
+    ValueError
+        If there is no method of a name, or of its settings, or two names are of one.
+    """
+    named: list[tuple[str, Any]] = []
     for name in config.methods:
-        methods.resolve(name, has_rounds=pruned.rounds > 1)
+        method = methods.resolve(name, weigh=config.weigh, sample=config.sample, has_rounds=pruned.rounds > 1)
+        is_what = (method.func, methods.settings_of(method))
+        if twins := [other for other, of in named if of == is_what]:
+            raise ValueError(f"{twins[0]} and {name} keep the same: leave one out.")
+        named.append((name, is_what))
 
 
 def _check_methods(config: CompareConfig, samples: Samples) -> None:
@@ -401,5 +418,9 @@ def _write(
     store.write_bytes("compare.md", text.encode())
     if len(lines) > 1:
         store.write_bytes("compare.svg", _chart(lines).encode())
-    store.write_json("compare.json", {"cost_epochs": cost, "stability": stability})
+    known = {  # JSON has no NaN
+        uri: {name: None if math.isnan(value) else value for name, value in found.items()}
+        for uri, found in stability.items()
+    }
+    store.write_json("compare.json", {"cost_epochs": cost, "stability": known})
     return text

@@ -23,7 +23,7 @@ from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.weigh import Weights
-from razor_ray.window import Levels, Window
+from razor_ray.window import Levels, Window, from_zero
 
 _COLUMNS = ["sample_id", "key", "label", "loss", "margin", "embedding"]
 _PARTITION_BYTES = 256 * 2**20
@@ -137,7 +137,7 @@ def _count_levels(store: RunStore, hardness: str, num_samples: int) -> Levels:
 
 def _levels_of(files: list[str], filesystem: pafs.FileSystem, hardness: str) -> Levels:
     tables = (pq.read_table(file, columns=[hardness], filesystem=filesystem) for file in files)
-    return Levels.merged([Levels.counted(table[hardness].to_numpy()) for table in tables])
+    return Levels.merged([Levels.counted(from_zero(table[hardness].to_numpy(), hardness)) for table in tables])
 
 
 def random_ids(sample_id: NDArray[np.int64], keys: list[str], *, by_key: bool) -> NDArray[np.uint64]:
@@ -190,7 +190,7 @@ def _sample_partition(
     # By identity inside a class: whatever order the pieces came in, every sum is over the same rows in the same order.
     order = np.lexsort((table["sample_id"].to_numpy(), label))
     present, starts = np.unique(label[order], return_index=True)
-    log_weight = window.log_weights(levels.of(table[hardness].to_numpy()))  # (N,)
+    log_weight = window.log_weights(levels.of(from_zero(table[hardness].to_numpy(), hardness)))  # (N,)
     class_rows = {row["label"]: row for row in weights.table.to_pylist()}
     found: dict[int, dict[str, Any]] = {}
     selections = []

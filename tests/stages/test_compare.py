@@ -469,7 +469,10 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
     assert "| -1.000 | 0.000 | 0.000 | 0.000 |" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("changed", ["rule", "input", "held-out", "proxy", "scores", "choice"])
+@pytest.mark.parametrize(
+    "changed",
+    ["rule", "rivals", "precision", "weights to start from", "input", "held-out", "proxy", "scores", "choice"],
+)
 def test_trainings_of_other_images_or_scores_are_not_put_beside(run, tmp_path, capfd, changed):
     shutil.copytree(run / "run", tmp_path / "run")
     paths = ["--run", f"{tmp_path}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test"]
@@ -487,6 +490,36 @@ def test_trainings_of_other_images_or_scores_are_not_put_beside(run, tmp_path, c
     assert main(["compare", *paths, *options, "0", "1"]) == 2
     assert f"({changed} changed since). Choose another --output." in capfd.readouterr().err
     assert len(list((tmp_path / "out" / "cells").iterdir())) == 1
+
+
+def test_trainings_from_other_weights_are_not_put_beside(run, tmp_path, capfd):
+    weights_file = tmp_path / "start.safetensors"
+    options = ["--run", f"{run}/run", "--output", f"{tmp_path}/out", "--eval", f"{run}/test", "--epochs", "1"]
+    options += ["--keep-fractions", "0.2", "--methods", "random", "--no-train-on-all", "--weights", str(weights_file)]
+    for seed, status in ((0, 0), (1, 2)):
+        torch.manual_seed(seed)
+        weights_file.write_bytes(model.save_weights(model.build("resnet9", 10)))
+        assert main(["compare", *options, "--seeds", str(seed)]) == status
+    assert "(weights to start from changed since)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("methods", "twins"),
+    [
+        (["razor:gamma=2", "ccs", "razor:gamma=2.0"], "razor:gamma=2 and razor:gamma=2.0"),
+        (["razor", "razor:tail=auto"], "razor and razor:tail=auto"),
+        (["ccs:num_strata=50", "ccs"], "ccs:num_strata=50 and ccs"),
+        (["razor:focus=0.3", "razor"], "razor:focus=0.3 and razor"),  # with --sample.focus 0.3
+    ],
+)
+def test_one_method_by_two_names_is_refused(methods, twins):
+    config = CompareConfig(
+        run="run", output="out", methods=tuple(methods), sample=SampleConfig(focus=0.3 if "focus" in twins else "auto")
+    )
+    pruned = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.3)
+    with pytest.raises(ValueError, match=f"^{twins} keep the same: leave one out"):
+        comparing.check_names(config, pruned)
+    comparing.check_names(replace(config, methods=("razor", "razor:gamma=2", "ccs", "ccs_per_class", "dual")), pruned)
 
 
 def test_what_is_known_stays_told_while_more_is_trained(run, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from razor_ray.selection import Samples, gamma_razor
 from razor_ray.stages import runtime, weigh
 from razor_ray.stages.sample import _declared_memory, random_ids, sample
 from razor_ray.stages.score import hardness_column
-from razor_ray.window import Levels, Window, contradicted_fraction
+from razor_ray.window import Levels, Window, contradicted_fraction, from_zero
 from tests.stages.test_weigh import NAMES, commit_scores, make_scores
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -270,7 +270,8 @@ def test_each_class_is_sampled_as_the_pure_function_says(tmp_path, hardness, tai
     np.testing.assert_array_equal(selection["hardness"], table[hardness])
     committed = weigh.read(RunStore(str(tmp_path / "run"))).table
     window = Window.of(settings, 0.3, contradicted_fraction(table["margin"]))
-    log_weight = window.log_weights(Levels.counted(table[hardness]).of(table[hardness]))
+    counted = from_zero(table[hardness].to_numpy(), hardness)
+    log_weight = window.log_weights(Levels.counted(counted).of(counted))
     for label, quota in zip(committed["label"].to_pylist(), committed["quota"].to_pylist(), strict=True):
         rows = table.filter(pc.field("label") == label)
         got = selection.filter(pc.field("label") == label)
