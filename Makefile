@@ -13,16 +13,15 @@ TEST_ENV := env -u RAY_ADDRESS -u RAY_AUTH_TOKEN -u RAY_AUTH_TOKEN_PATH RAY_AUTH
 APART := (system or long)
 # Each run there starts a Ray of its own.
 FAULTS := tests/test_chaos.py tests/test_several_nodes.py
-# Three parts of the system tests that take about as long as each other: these, these, and the others.
-THIRD := tests/test_several_nodes.py tests/test_s3.py
-ANOTHER := tests/test_chaos.py tests/test_demo.py
+# Of the system tests, those that take about as long as the others together.
+JOBS := tests/test_jobs.py
 # A second shared Ray, beside the first, takes these.
 BESIDE := tests/stages/test_compare.py tests/stages/test_dynamics.py tests/stages/test_subset.py tests/test_formats.py \
 	tests/test_pipeline.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-ray test-beside test-others test-system test-nodes test-faults test-system-others test-long chaos lint types wheel clean
+.PHONY: help setup demo test test-ray test-beside test-others test-system test-jobs test-system-others test-long chaos lint types wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,20 +54,17 @@ test-others: setup
 		$(BESIDE:%=--ignore=%) $(FAULTS:%=--ignore=%) --ignore=tests/faults
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'not $(APART)' $(FAULTS)
 
-test-system: setup ## what CI runs besides: jobs, runs that lose a driver or a node or are asked to stop, the alarm, the demo
-	@echo "== system tests: pytest -m system, those that start Rays of their own beside the others"
-	@$(MAKE) --no-print-directory -j3 test-nodes test-faults test-system-others
+test-system: setup ## what CI runs besides: jobs, also killed ones, a bucket, ISPL rounds, the alarm, the demo
+	@echo "== system tests: pytest -m system, jobs beside the others"
+	@$(MAKE) --no-print-directory -j2 test-jobs test-system-others
 
-test-nodes: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(THIRD) --durations=5
-
-test-faults: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(ANOTHER) --durations=5
+test-jobs: setup
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(JOBS) --durations=5
 
 test-system-others: setup
-	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(THIRD:%=--ignore=%) $(ANOTHER:%=--ignore=%) --durations=5
+	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(JOBS:%=--ignore=%) --durations=5
 
-test-long: setup ## a tiny run of every benchmark
+test-long: setup ## before a release: runs that lose nodes, workers or a driver, or are asked to stop; every benchmark, tiny
 	@echo "== long tests: pytest -m long"
 	@$(TEST_ENV) $(RUN) -m pytest -m long
 

@@ -20,7 +20,7 @@ from tests.conftest import write_shards
 @pytest.mark.parametrize(
     ("stage", "fault"),
     # At any step of what the driver writes while it trains the proxy, and of what actors write while they score.
-    [pytest.param("/_proxy/", "kill", marks=pytest.mark.system), ("/scores/part-", "kill driver")],
+    [pytest.param("/_proxy/", "kill", marks=pytest.mark.long), ("/scores/part-", "kill driver")],
     ids=["train", "score"],
 )
 def test_a_run_that_is_stopped_ends_the_same(tmp_path, digits, stage, fault):
@@ -46,7 +46,7 @@ def test_a_run_that_is_stopped_ends_the_same(tmp_path, digits, stage, fault):
     assert len(scored) - 6 <= 2  # what an actor had in hand between its two files; there are two
 
 
-@pytest.mark.system
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_run_that_is_asked_to_stop_says_so_and_leaves_nothing_behind(tmp_path, digits):
     """Ctrl-C while the proxy is trained, and then SIGTERM, as a scheduler sends it, to the run that goes on."""

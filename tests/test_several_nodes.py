@@ -19,7 +19,7 @@ NUM_SHARDS = 12
 SECONDS = 900
 
 
-@pytest.mark.system
+@pytest.mark.long
 @pytest.mark.timeout(SECONDS + 60)
 def test_nodes_and_workers_that_go(tmp_path, digits):
     """Scoring and sampling lose a node each, training loses a worker: see `tests/faults/cluster.py`."""
