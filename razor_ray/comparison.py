@@ -6,6 +6,7 @@ Rows are dictionaries of one training each: `method`, `keep_fraction`, `budget`,
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,25 +77,55 @@ class Summary:
     num_eval: int
     """Held-out images, on which all were measured."""
 
-    def differs_from(self, other: Summary, num_comparisons: int) -> bool:
-        """Whether the accuracies can be told apart, over what both have in common: the seed of choice and training.
 
-        The intervals of one standard error do not meet, and the mean of the paired differences is beyond what chance
-        makes it in 5 % of cases, corrected (Bonferroni) for so many comparisons: of several equal methods some best one
-        is always ahead. Chance is of seeds (Student's t) and of the held-out images: of M images at least d M tell two
-        networks apart whose accuracies differ by d, and each might as well have told otherwise or not at all
-        (McNemar's variance where that is all of them, the least that it can be).
-        """
-        seeds = sorted(self.by_seed.keys() & other.by_seed.keys())
-        if len(seeds) < 2 or self.accuracy.overlaps(other.accuracy):
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Methods at one budget side by side, over the seeds that all of them have: which of them chance can tell apart.
+
+    References
+    ----------
+    Tukey, The Problem of Multiple Comparisons, 1953: the honestly significant difference, here of randomised blocks,
+    since a seed decides the choice and the training of every method.
+    """
+
+    least_difference: float
+    """Between two accuracies, to be more than chance makes of any two of equal methods in 5 % of such trials."""
+    seeds: Sequence[int]
+
+    @classmethod
+    def of(cls, lines: Sequence[Summary]) -> Trial:
+        """The trial of some methods; without two of them or two seeds in common nothing can be told apart."""
+        seeds = sorted(set.intersection(*(set(line.by_seed) for line in lines)))
+        if min(len(lines), len(seeds)) < 2:
+            return cls(math.inf, seeds)
+        from scipy.stats import norm  # late: scipy takes a second to import
+
+        accuracy = np.array([[line.by_seed[seed] for seed in seeds] for line in lines])  # (K, n)
+        residual = accuracy - accuracy.mean(axis=1, keepdims=True) - accuracy.mean(axis=0) + accuracy.mean()
+        freedom = (len(lines) - 1) * (len(seeds) - 1)
+        error = math.sqrt(np.square(residual).sum() / freedom / len(seeds))  # of a mean, less what the seed made of all
+        of_seeds = _studentized_range(len(lines), freedom) * error
+        # Chance of the held-out images, however many seeds: at least d M of them tell two networks apart whose
+        # accuracies differ by d, and each might have been another: McNemar's variance d (1 - d) / M, the least that it
+        # can be. So d must be above the root of of_seeds^2 + z^2 d (1 - d) / M.
+        z = float(norm.ppf(1 - 0.025 / math.comb(len(lines), 2)))
+        of_image = z**2 / lines[0].num_eval
+        root = math.sqrt(of_image**2 + 4 * (1 + of_image) * of_seeds**2)
+        return cls((of_image + root) / (2 * (1 + of_image)), seeds)
+
+    def tells_apart(self, one: Summary, other: Summary) -> bool:
+        """Whether two of the methods differ: their intervals do not meet, nor is it chance."""
+        if not self.seeds:
             return False
-        paired = estimate([self.by_seed[seed] - other.by_seed[seed] for seed in seeds])
-        from scipy.stats import norm, t  # late: scipy takes a second to import
+        distance = abs(sum(one.by_seed[seed] - other.by_seed[seed] for seed in self.seeds) / len(self.seeds))
+        return distance > self.least_difference and not one.accuracy.overlaps(other.accuracy)
 
-        distance, level = abs(paired.mean), 1 - 0.025 / num_comparisons
-        of_seeds = float(t.ppf(level, len(seeds) - 1)) * paired.error
-        of_images = float(norm.ppf(level)) * math.sqrt(distance * (1 - distance) / self.num_eval)
-        return distance > math.hypot(of_seeds, of_images)
+
+@functools.cache
+def _studentized_range(num_methods: int, freedom: int) -> float:
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(0.95, num_methods, freedom))  # most of a second
 
 
 def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
@@ -119,9 +150,8 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
 
 def level_with_best(lines: Sequence[Summary]) -> list[str]:
     """Methods whose accuracy cannot be told from the best one's, of lines at one budget; the best first."""
-    best = max(lines, key=lambda line: line.accuracy.mean)
-    num_pairs = math.comb(len(lines), 2)  # whichever two are the best and another
-    level = [line for line in lines if line is not best and not best.differs_from(line, num_pairs)]
+    best, trial = max(lines, key=lambda line: line.accuracy.mean), Trial.of(lines)
+    level = [line for line in lines if line is not best and not trial.tells_apart(best, line)]
     return [best.method, *(line.method for line in sorted(level, key=lambda line: -line.accuracy.mean))]
 
 
@@ -258,20 +288,15 @@ def markdown(
         chosen = [line for line in lines if (line.budget, line.keep_fraction) == (budget, fraction)]
         even = break_even(cost_epochs, epochs, fraction) if budget == "epochs" else math.inf
         parts.append(_section(chosen, whole, None if other_network else even))
-    parts.append(
-        "Means over seeds with their standard errors: how much trainings differ, all from the scores of one proxy. In "
-        "bold the best and what cannot be told from it: where these intervals meet, or the differences over the same "
-        "seeds are within what chance makes them, of seeds (Student's t of 95 %, corrected for the pairs of methods in "
-        "the table) and, at the least, of held-out images. That is for one table, looked at once: of many, or after "
-        f"each seed, chance makes more. {_of_images(lines)} Seconds are of a training as it ran here, beside whatever "
-        "else did.\n"
-    )
+    if any(math.isfinite(line.accuracy.error) for line in lines):
+        parts.append(_how_to_read(lines))
+    parts.append("Seconds are of a training as it ran here, beside whatever else did.\n")
     share = f", {100 * cost_epochs / epochs:.0f} % of one training of {epochs} epochs"
     given = ", and the training of weights that were given is not counted" if cost_epochs < 1 else ""
     another = f" of another network ({other_network}), whose epochs cost otherwise: no break-even is told"
     parts.append(
         f"Scoring counts as {cost_epochs:.1f} epochs on all samples{another if other_network else share}; "
-        f"a pass without training counts as a third of one{given}.\n"
+        f"a pass that does not train counts as a third of an epoch{given}.\n"
     )
     if stability:
         parts.append(_stability_section(stability))
@@ -302,25 +327,30 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
         numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
         parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
     said = [verdict(lines)]
+    if len(several) > 1 and math.isfinite(least := Trial.of(several).least_difference):
+        said.append(f"Chance makes up to {100 * least:.2f} points.")
     if whole:
-        said.append(_against_all(lines[0], whole[0], len(lines)))
+        said.append(_against_all(lines, whole[0]))
     if even is not None and math.isfinite(even):
-        said.append(f"Counted in epochs, scoring costs what {even:.1f} trainings on the subset save.")
+        said.append(f"Counted in epochs, scoring is paid back after {even:.1f} trainings on the subset.")
         if unscored := [name for name in best if name.partition(":")[0] in _UNSCORED]:
-            said.append(f"It has not paid here: without any, {_listed(unscored)} cannot be told from the best.")
+            said.append(
+                f"Nothing shows that it pays here: {_listed(unscored)}, without scores, cannot be told from the best."
+            )
     elif lines[0].budget == "steps":
         said.append("Equal steps save nothing.")
     parts.append(f"\n{' '.join(said)}\n")
     return "\n".join(parts)
 
 
-def _against_all(line: Summary, whole: Summary, num_lines: int) -> str:
-    """Of the best of so many methods."""
-    points = 100 * (whole.accuracy.mean - line.accuracy.mean)
+def _against_all(lines: Sequence[Summary], whole: Summary) -> str:
+    """Of the best of some methods."""
+    best = lines[0]
+    points = 100 * (whole.accuracy.mean - best.accuracy.mean)
     found = f"{abs(points):.2f} points {'below' if points > 0 else 'above'} all samples"
-    if line.differs_from(whole, num_lines):
-        return f"{line.method} is {found}."
-    return f"{line.method} has a mean {found}, from which it cannot be told."
+    if Trial.of([*lines, whole]).tells_apart(best, whole):
+        return f"{best.method} is {found}."
+    return f"{best.method} has a mean {found}, from which it cannot be told."
 
 
 def _stability_section(stability: dict[str, dict[str, float]]) -> str:
@@ -338,12 +368,17 @@ def _stability_section(stability: dict[str, dict[str, float]]) -> str:
     return "\n".join(parts)
 
 
-def _of_images(lines: Sequence[Summary]) -> str:
-    best = max(line.accuracy.mean for line in lines)
-    error = math.sqrt(best * (1 - best) / lines[0].num_eval)
+def _how_to_read(lines: Sequence[Summary]) -> str:
+    variance = max(line.accuracy.mean * (1 - line.accuracy.mean) for line in lines)
+    error = 100 * math.sqrt(variance / lines[0].num_eval)
     return (
-        f"On other {lines[0].num_eval:,} held-out images all may be higher or lower, by some "
-        f"{100 * error:.1f} points, which ± does not tell."
+        "± is the standard error of a mean over seeds: how much trainings differ, all from the scores of one proxy. "
+        "Bold is the best method, and each that cannot be told from it: their intervals of one standard error meet, or "
+        "they are no further apart than the difference that is given as chance. That is Tukey's for all methods of a "
+        "table over the seeds that they share, so that of equal methods some two are told apart in one table of "
+        "twenty, if it is looked at once; and it allows for the least that the choice of the held-out images can do. "
+        f"Measured on {lines[0].num_eval:,} others, an accuracy would come out otherwise by up to {error:.1f} points "
+        "(one standard error), which is not in ±.\n"
     )
 
 

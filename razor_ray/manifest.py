@@ -64,6 +64,7 @@ def write(store: RunStore, config: configuration.PruneConfig, weights: pa.Table)
             "earlier_thresholds": [of_round["ispl"]["threshold"] for of_round in facts["proxy"].get("rounds", [])],
         },
         "window": facts["selection"]["window"],
+        "notes": facts["selection"]["notes"],
         **_classes(facts, weights),
         "scoring_cost": {
             "epochs": scoring_epochs(facts["proxy"]),

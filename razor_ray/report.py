@@ -75,6 +75,7 @@ def write(store: RunStore, manifest: dict[str, Any], source: sources.Source, giv
     noise = found.hardest_noise
     sections = [
         _header(manifest),
+        _notes(manifest["notes"]),
         _counts(manifest),
         _hardness(found.histogram, manifest),
         _gallery(found, name_of, survey.read_kept(store, shown)),
@@ -308,6 +309,13 @@ def _quarantine(manifest: dict[str, Any], samples: list[dict[str, Any]]) -> Html
         tag("h3", f"The first {len(samples)}"),
         _table(["file", "row", "reason"], listed, text_columns=(0, 2)),
     )
+
+
+def _notes(notes: list[str]) -> Html:
+    """What about the choice is not as one may think."""
+    if not notes:
+        return Html("")
+    return _section("Before you use it", *(tag("p", f"{note[0].upper()}{note[1:]}.") for note in notes))
 
 
 def _cost(cost: dict[str, Any]) -> str:

@@ -82,8 +82,8 @@ def test_a_run_from_python_is_what_the_readme_has(monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(pipeline, "prune", lambda config: asked.append(config) or {"counts": {"kept": 3}})
     exec(readme_python("pipeline import prune"), {})
-    command = ["--input", "photos/train", "--output", "runs/photos", "--keep-fraction", "0.3", "--proxy.epochs", "10"]
-    assert asked == [cli.parse(PruneConfig, command)[0]]
+    command = ["--input", "photos/train", "--output", "runs/photos-longer", "--keep-fraction", "0.3"]
+    assert asked == [cli.parse(PruneConfig, [*command, "--proxy.epochs", "10"])[0]]
     assert capsys.readouterr().out == "{'kept': 3}\n"
 
 

@@ -34,6 +34,7 @@ FACTS = {
         "reasons": {"hard": 3, "cluster": 1, "over_quota": 4},
         "kept_by_class": {"0": 3, "2": 1},
         "window": {"focus": 0.3, "sharpness": 7.0},
+        "notes": ["the proxy contradicts 80.7% of the labels"],
     },
     "subset": {"num_samples": 4, "num_bytes": 1234},
 }

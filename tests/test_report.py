@@ -239,6 +239,7 @@ def make_run(
         "reasons": dict(Counter(sample[-1] for sample in samples)),
         "kept_by_class": {str(label): kept[label] for label in labels},
         "window": {"focus": 0.25, "sharpness": 1.4},
+        "notes": ["the proxy contradicts 25.0% of the labels: what it finds hard says little"],
     }
     commit(store, "selection", facts, **parts)
     tables = {f"part_{s:06d}": subset_table(sorted(sample for sample in samples if sample[0] == s)) for s in shards}
@@ -406,6 +407,13 @@ def test_long_quarantine_is_cut(tmp_path: Path):
 def test_no_quarantine(tmp_path: Path):
     store, facts = make_run(tmp_path, quarantined=[])
     assert "Every sample could be read and scored." in Page(written(store, facts)).all_text()
+
+
+def test_what_the_run_noted_of_its_choice(page: Page):
+    text = page.all_text()
+    assert "Before you use it" in text
+    assert "The proxy contradicts 25.0% of the labels: what it finds hard says little." in text
+    assert str(report._notes([])) == ""
 
 
 def test_configuration_and_seconds(page: Page):

@@ -50,6 +50,11 @@ class Cell:
         """Of its file: without ':', which not every filesystem takes."""
         return f"{self.method.replace(':', '-')}-{self.keep_fraction!r}-{self.budget}-{self.seed}"
 
+    @property
+    def title(self) -> str:
+        """For people."""
+        return f"{self.method} at {100 * self.keep_fraction:g} %, equal {self.budget}, seed {self.seed}"
+
 
 @dataclass(frozen=True, slots=True)
 class Data:

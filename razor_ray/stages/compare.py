@@ -113,8 +113,7 @@ def compare(
         num_ended = num_asked - len(missing)
         if done:
             _write(config, run, _sorted(done), stability, other_network, store, len(missing))
-        if num_ended:
-            say(f"compare   {num_ended} of {num_asked} trainings done before, skipped")
+        _tell_of_ended(num_ended, num_asked)
         with stage("compare", num_steps, "steps") as progress:
             note = told = f"{num_ended} of {num_asked} trainings"
             for cell, found in train_cells(config, missing, data, folder):
@@ -129,10 +128,12 @@ def compare(
                 done[cell] = found
                 num_ended += 1
                 told = f"{num_ended} of {num_asked} trainings"
-                note = f"{told}, {cell.method} at {100 * cell.keep_fraction:g} %: {found['accuracy']:.2%}"
+                note = f"{told}; {cell.title}: {100 * found['accuracy']:.2f} %"
                 progress.advance(0, note)
                 _write(config, run, _sorted(done), stability, other_network, store, num_asked - num_ended)
             progress.note = told
+    else:
+        _tell_of_ended(len(cells(config)), len(cells(config)))
     return _write(config, run, _sorted(done), stability, other_network, store)
 
 
@@ -166,6 +167,11 @@ def _check_same(made_of: dict[str, Any], run: RunStore, store: RunStore) -> None
             f"{store.uri} was begun with another state of {run.uri} or of the held-out images, in another arithmetic, "
             f"or by another version of razor_ray ({', '.join(changed)} changed since). Choose another --output."
         )
+
+
+def _tell_of_ended(num_ended: int, num_asked: int) -> None:
+    if num_ended:
+        say(f"compare   {num_ended} of {num_asked} trainings done before, skipped")
 
 
 def _sorted(done: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -368,8 +374,12 @@ def _chart(lines: list[comparison.Summary]) -> str:
         if line.method != ALL:
             name = line.method if line.budget == "epochs" else f"{line.method}, equal steps"
             series.setdefault(name, []).append((line.keep_fraction, line.accuracy.mean, line.accuracy.error))
+    upwards = dict(sorted(series.items(), key=lambda item: max(item[1])[:2]))  # as their ends lie, so do their names
     return charts.line_chart(
-        series, reference=whole[0] if whole else None, x_name="samples kept, %", y_name="accuracy, %"
+        upwards,
+        reference=whole[0] if whole else None,
+        x_name="samples kept, %",
+        y_name="accuracy, %; bars are a standard error to each side",
     )
 
 

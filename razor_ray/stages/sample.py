@@ -58,7 +58,8 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     budget = int(weights.table["quota"].to_numpy().sum())
     keep_fraction = budget / int(num_samples.sum())
     window = Window.of(config.sample, keep_fraction, weights.contradicted_fraction)
-    for note in _notes(config.sample, keep_fraction, window, weights):
+    notes = list(_notes(config.sample, keep_fraction, window, weights))
+    for note in notes:
         say(f"note      {note}")
     folder = store.begin("selection")
     shared = ray.put(weights), ray.put(_count_levels(store, hardness, int(num_samples.sum())))
@@ -88,6 +89,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
         "num_kept": num_kept,
         "mean_kept_weight": total_weight / num_kept,
         "window": asdict(window),
+        "notes": notes,
         "reasons": dict(sum((Counter(row["reasons"]) for row in by_class.values()), Counter())),
         "kept_by_class": {str(label): by_class[label]["num_kept"] for label in sorted(by_class)},
     }

@@ -193,6 +193,8 @@ def test_a_proxy_that_contradicts_nothing_or_nearly_all_is_told_of(tmp_path, cap
     )
     select(tmp_path / "lost", lost)
     assert "note      the proxy contradicts 62.0% of the labels: what it finds hard says" in capfd.readouterr().err
+    (note,) = RunStore(str(tmp_path / "lost")).commit_facts("selection")["notes"]
+    assert note.startswith("the proxy contradicts 62.0% of the labels: what it finds hard says little")
 
 
 def test_settings_without_their_effect_are_told_of(tmp_path, capfd):
