@@ -328,7 +328,7 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
         parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
     said = [verdict(lines)]
     if len(several) > 1 and math.isfinite(least := Trial.of(several).least_difference):
-        said.append(f"Chance makes up to {100 * least:.2f} points.")
+        said.append(f"Differences of up to {100 * least:.2f} points are within chance.")
     if whole:
         said.append(_against_all(lines, whole[0]))
     if even is not None and math.isfinite(even):
@@ -374,7 +374,7 @@ def _how_to_read(lines: Sequence[Summary]) -> str:
     return (
         "± is the standard error of a mean over seeds: how much trainings differ, all from the scores of one proxy. "
         "Bold is the best method, and each that cannot be told from it: their intervals of one standard error meet, or "
-        "they are no further apart than the difference that is given as chance. That is Tukey's for all methods of a "
+        "they are no further apart than what is given as chance. That is Tukey's for all methods of a "
         "table over the seeds that they share, so that of equal methods some two are told apart in one table of "
         "twenty, if it is looked at once; and it allows for the least that the choice of the held-out images can do. "
         f"Measured on {lines[0].num_eval:,} others, an accuracy would come out otherwise by up to {error:.1f} points "

@@ -156,6 +156,8 @@ def test_the_least_difference_by_hand():
     rows = [row("a", value, seed, num_eval=10**9) for seed, value in enumerate((0.80, 0.82, 0.84))]
     rows += [row("b", value, seed, num_eval=10**9) for seed, value in enumerate((0.80, 0.78, 0.76))]
     assert Trial.of(summarize(rows)).least_difference == pytest.approx(4.3027 * 0.04 / math.sqrt(3), rel=1e-3)
+    text = markdown(summarize(rows), cost_epochs=1, epochs=9, stability={})
+    assert "b cannot be told from it. Differences of up to 9.94 points are within chance." in text
     # Seeds alike: what is left is of the images, z^2 / M / (1 + z^2 / M) with z = 1.96.
     rows = [row(name, accuracy, seed, num_eval=100) for seed in range(2) for name, accuracy in (("a", 0.9), ("b", 0.8))]
     assert Trial.of(summarize(rows)).least_difference == pytest.approx(0.038416 / 1.038416, rel=1e-3)
