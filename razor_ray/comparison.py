@@ -330,7 +330,7 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
     if len(several) > 1 and math.isfinite(least := Trial.of(several).least_difference):
         said.append(f"Differences of up to {100 * least:.2f} points are within chance.")
     if whole:
-        said.append(_against_all(lines, whole[0]))
+        said.append(_against_all(lines[0], several, whole[0]))
     if even is not None and math.isfinite(even):
         said.append(f"Counted in epochs, scoring is paid back after {even:.1f} trainings on the subset.")
         if unscored := [name for name in best if name.partition(":")[0] in _UNSCORED]:
@@ -343,12 +343,11 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
     return "\n".join(parts)
 
 
-def _against_all(lines: Sequence[Summary], whole: Summary) -> str:
-    """Of the best of some methods."""
-    best = lines[0]
+def _against_all(best: Summary, several: Sequence[Summary], whole: Summary) -> str:
+    """Of the best of some methods; `several` are those of more than one seed."""
     points = 100 * (whole.accuracy.mean - best.accuracy.mean)
     found = f"{abs(points):.2f} points {'below' if points > 0 else 'above'} all samples"
-    if Trial.of([*lines, whole]).tells_apart(best, whole):
+    if best in several and Trial.of([*several, whole]).tells_apart(best, whole):
         return f"{best.method} is {found}."
     return f"{best.method} has a mean {found}, from which it cannot be told."
 

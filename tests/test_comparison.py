@@ -275,7 +275,12 @@ def test_nothing_is_said_of_all_samples_that_seeds_may_have_made(whole):
 def test_a_subset_may_be_better_than_everything():
     rows = [row(ALL, 0.7 + 0.01 * seed, seed, keep_fraction=1.0) for seed in (0, 1)]
     rows += [row("a", 0.80 + 0.01 * seed, seed) for seed in (0, 1)]
+    rows.append(row("b", 0.3))  # one seed of another method takes nothing from it
     assert "a is 10.00 points above all samples." in markdown(summarize(rows), cost_epochs=3, epochs=10, stability={})
+    rows.append(row("b", 0.95))
+    assert "from which it cannot be told" in markdown(
+        summarize(rows[:-2] + rows[-1:]), cost_epochs=3, epochs=10, stability={}
+    )
 
 
 def test_the_training_of_weights_that_were_given_is_not_counted():
