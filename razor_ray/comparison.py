@@ -1,15 +1,17 @@
 """What a comparison of methods says: means with their standard errors, and who can be told apart from whom.
 
 Rows are dictionaries of one training each: `method`, `keep_fraction`, `budget`, `seed`, `accuracy`, `worst_recall`,
-`macro_recall`, `seconds`, and `num_eval`, the held-out images. The method `all` is the training on everything.
+`macro_recall`, `recall`, `seconds`, `num_eval`, the held-out images, and `right`, which of them it is right of
+(`pack`). The method `all` is the training on everything.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,51 +76,89 @@ class Summary:
     """Median over the seeds, of the training."""
     by_seed: Mapping[int, float]
     """Accuracies."""
-    num_eval: int
-    """Held-out images, on which all were measured."""
+    right: Mapping[int, NDArray[np.bool_]]
+    """By seed, which of the M held-out images the network is right of, (M,)."""
+    num_classes: int
+    """That have a held-out image."""
+
+    @property
+    def num_eval(self) -> int:
+        """Held-out images, on which all were measured."""
+        return len(next(iter(self.right.values())))
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether the mean recall is no more than two standard errors above one that takes all for one class."""
+        by_chance = 1 / self.num_classes
+        error = math.sqrt(by_chance * (1 - by_chance) / self.num_eval)
+        return self.num_classes > 1 and self.macro_recall.mean <= by_chance + 2 * error
+
+
+def pack(right: NDArray[np.bool_]) -> str:
+    """Which of the held-out images a network is right of, as text for a row.
+
+    >>> pack(np.array([True, False, True])), unpack("oA==", 3).tolist()
+    ('oA==', [True, False, True])
+    """
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpack(packed: str, num_eval: int) -> NDArray[np.bool_]:
+    """The inverse of `pack`: (M,) of so many images."""
+    bits = np.frombuffer(base64.b64decode(packed), np.uint8)
+    return np.unpackbits(bits, count=num_eval).astype(bool)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Methods at one budget side by side, over the seeds that all of them have: which of them chance can tell apart.
 
+    Two chances make a difference: a seed, which decides the choice and the training of every method, and the held-out
+    images, of which one method may be right for good and another not, however many seeds there are.
+
     References
     ----------
-    Tukey, The Problem of Multiple Comparisons, 1953: the honestly significant difference, here of randomised blocks,
-    since a seed decides the choice and the training of every method.
+    Tukey, The Problem of Multiple Comparisons, 1953: the honestly significant difference, here of randomised blocks.
     """
 
-    least_difference: float
-    """Between two accuracies, to be more than chance makes of any two of equal methods in 5 % of such trials."""
     seeds: Sequence[int]
+    of_seeds: float
+    """The honestly significant difference of two accuracies, as far as seeds make it; infinite if there are too few."""
+    quantile: float
+    """Of the normal distribution, for as many pairs as there are."""
 
     @classmethod
     def of(cls, lines: Sequence[Summary]) -> Trial:
         """The trial of some methods; without two of them or two seeds in common nothing can be told apart."""
         seeds = sorted(set.intersection(*(set(line.by_seed) for line in lines)))
         if min(len(lines), len(seeds)) < 2:
-            return cls(math.inf, seeds)
+            return cls(seeds, math.inf, math.inf)
         from scipy.stats import norm  # late: scipy takes a second to import
 
         accuracy = np.array([[line.by_seed[seed] for seed in seeds] for line in lines])  # (K, n)
         residual = accuracy - accuracy.mean(axis=1, keepdims=True) - accuracy.mean(axis=0) + accuracy.mean()
         freedom = (len(lines) - 1) * (len(seeds) - 1)
         error = math.sqrt(np.square(residual).sum() / freedom / len(seeds))  # of a mean, less what the seed made of all
-        of_seeds = _studentized_range(len(lines), freedom) * error
-        # Chance of the held-out images, however many seeds: at least d M of them tell two networks apart whose
-        # accuracies differ by d, and each might have been another: McNemar's variance d (1 - d) / M, the least that it
-        # can be. So d must be above the root of of_seeds^2 + z^2 d (1 - d) / M.
-        z = float(norm.ppf(1 - 0.025 / math.comb(len(lines), 2)))
-        of_image = z**2 / lines[0].num_eval
-        root = math.sqrt(of_image**2 + 4 * (1 + of_image) * of_seeds**2)
-        return cls((of_image + root) / (2 * (1 + of_image)), seeds)
+        quantile = float(norm.ppf(1 - 0.025 / math.comb(len(lines), 2)))
+        return cls(seeds, _studentized_range(len(lines), freedom) * error, quantile)
+
+    def least_difference(self, one: Summary, other: Summary) -> float:
+        """Between two accuracies, to be more than chance makes of any two of equal methods in 5 % of such trials."""
+        if math.isinf(self.of_seeds) or one.num_eval < 2:
+            return math.inf
+        differing = np.array([one.right[seed].astype(np.int8) - other.right[seed] for seed in self.seeds])  # (n, M)
+        mean_of_seeds = differing.mean(axis=0)
+        # A mean over n seeds varies over the images by what they are to the two methods, which stays, and by an n-th of
+        # what seeds make of an image, which is in `of_seeds` already.
+        of_images = float(mean_of_seeds.var(ddof=1) - differing.var(axis=0, ddof=1).mean() / len(self.seeds))
+        return math.sqrt(self.of_seeds**2 + self.quantile**2 * max(of_images, 0.0) / one.num_eval)
 
     def tells_apart(self, one: Summary, other: Summary) -> bool:
         """Whether two of the methods differ: their intervals do not meet, nor is it chance."""
         if not self.seeds:
             return False
         distance = abs(sum(one.by_seed[seed] - other.by_seed[seed] for seed in self.seeds) / len(self.seeds))
-        return distance > self.least_difference and not one.accuracy.overlaps(other.accuracy)
+        return distance > self.least_difference(one, other) and not one.accuracy.overlaps(other.accuracy)
 
 
 @functools.cache
@@ -141,7 +181,8 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
             macro_recall=estimate([row["macro_recall"] for row in group]),
             seconds=float(np.median([row["seconds"] for row in group])),
             by_seed={row["seed"]: row["accuracy"] for row in group},
-            num_eval=group[0]["num_eval"],
+            right={row["seed"]: unpack(row["right"], row["num_eval"]) for row in group},
+            num_classes=sum(recall is not None for recall in group[0]["recall"]),
         )
         for key, group in groups.items()
     ]
@@ -159,8 +200,9 @@ def verdict(lines: Sequence[Summary]) -> str:
     """One sentence on the lines at one budget. A winner is named only where it differs from all others.
 
     >>> def line(method, *accuracies):
+    ...     right = {seed: np.arange(10_000) < 10_000 * accuracy for seed, accuracy in enumerate(accuracies)}
     ...     all_of = [estimate(accuracies)] * 3
-    ...     return Summary("epochs", 0.1, method, *all_of, 1.0, dict(enumerate(accuracies)), num_eval=10_000)
+    ...     return Summary("epochs", 0.1, method, *all_of, 1.0, dict(enumerate(accuracies)), right, num_classes=10)
     >>> verdict([line("a", 0.80, 0.81, 0.79), line("b", 0.70, 0.71, 0.70)])
     'a is the best.'
     >>> verdict([line("a", 0.80, 0.81, 0.79), line("b", 0.79, 0.78, 0.80), line("c", 0.10, 0.12, 0.11)])
@@ -327,8 +369,11 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
         numbers = [value.in_points() for value in (line.accuracy, line.worst_recall, line.macro_recall)]
         parts.append(f"| {name} | {' | '.join(numbers)} | {line.seconds:,.0f} | {line.accuracy.num_seeds} |")
     said = [verdict(lines)]
-    if len(several) > 1 and math.isfinite(least := Trial.of(several).least_difference):
-        said.append(f"Differences of up to {100 * least:.2f} points are within chance.")
+    said += _within_chance(several)
+    if all(line.is_guessing for line in lines):
+        said.append(
+            "Yet none is better than to take all images for one class, so that the order of the methods is void."
+        )
     if whole:
         said.append(_against_all(lines[0], several, whole[0]))
     if even is not None and math.isfinite(even):
@@ -341,6 +386,29 @@ def _section(lines: Sequence[Summary], whole: Sequence[Summary], even: float | N
         said.append("Equal steps save nothing.")
     parts.append(f"\n{' '.join(said)}\n")
     return "\n".join(parts)
+
+
+def _within_chance(several: Sequence[Summary]) -> Iterator[str]:
+    """How far from the best a method may be by chance; `several` are those of more than one seed."""
+    if len(several) < 2:
+        return
+    trial, best, *others = Trial.of(several), *sorted(several, key=lambda line: -line.accuracy.mean)
+    least = {f"{100 * trial.least_difference(best, line):.2f}": line.method for line in others}
+    if not math.isfinite(trial.of_seeds):
+        return
+    low, high = min(least, key=float), max(least, key=float)
+    if low == high:
+        yield f"Differences of up to {low} points are within chance."
+    else:
+        yield (
+            f"Within chance are differences from {best.method} of up to {low} ({least[low]}) to {high} points "
+            f"({least[high]})."
+        )
+    if len(several) > 2:
+        without = {line.method: Trial.of([each for each in several if each is not line]).of_seeds for line in several}
+        wild = min(without, key=lambda name: without[name])
+        if without[wild] < trial.of_seeds / 2:
+            yield f"Most of what seeds make of that is by {wild}: without it the others are told apart more closely."
 
 
 def _against_all(best: Summary, several: Sequence[Summary], whole: Summary) -> str:
@@ -375,7 +443,8 @@ def _how_to_read(lines: Sequence[Summary]) -> str:
         "Bold is the best method, and each that cannot be told from it: their intervals of one standard error meet, or "
         "they are no further apart than what is given as chance. That is Tukey's for all methods of a "
         "table over the seeds that they share, so that of equal methods some two are told apart in one table of "
-        "twenty, if it is looked at once; and it allows for the least that the choice of the held-out images can do. "
+        "twenty, if it is looked at once; and it allows for which images were held out, by how many of them the one "
+        "method is right of and the other not in whatever seed. "
         f"Measured on {lines[0].num_eval:,} others, an accuracy would come out otherwise by up to {error:.1f} points "
         "(one standard error), which is not in ±.\n"
     )

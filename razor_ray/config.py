@@ -377,6 +377,9 @@ class TrainConfig(LearningConfig):
         _check_seed(self.seed)
 
 
+_VALIDATION_FRACTION = 0.1
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareConfig(LearningConfig):
     """Train on what each of several methods keeps, and compare the accuracies."""
@@ -389,8 +392,10 @@ class CompareConfig(LearningConfig):
     other_runs: tuple[str, ...] = ()
     """Folders of runs over the same input with other seeds, to tell how stable the ranks of the scores are."""
     eval: EvalConfig = field(default_factory=EvalConfig)
-    """Held-out images. Without them a tenth of the input is set aside before anything is chosen, and measured on:
+    """Held-out images. Without them a part of the input is set aside before anything is chosen, and measured on:
     settings must not be chosen by test images."""
+    validation_fraction: float = _VALIDATION_FRACTION
+    """That part, of every class. More tells methods apart more surely, and leaves less to choose from."""
     methods: tuple[str, ...] = ("razor", "random_balanced", "ccs", "dual", "hardest")
     """Of razor, random, random_balanced, hardest, ccs, ccs_per_class, moderate, dual, dual_per_class, dyn_unc and
     forgetting. Settings may stand behind a name: ccs:tail=0.1 or razor:gamma=0,quota=uniform."""
@@ -434,6 +439,12 @@ class CompareConfig(LearningConfig):
                 raise ValueError(f"{name} must name a folder, got an empty path.")
         for place in (self.run, self.output, *self.other_runs):
             _check_no_secret("a run's folder", place)
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+        if self.eval.path is not None and self.validation_fraction != _VALIDATION_FRACTION:
+            raise ValueError(
+                "validation_fraction is of images that are set aside where none are held out. Drop --eval."
+            )
         if self.sample.trained_for != SampleConfig().trained_for:
             raise ValueError(
                 "sample.trained_for is for prune: a comparison chooses for what each training is. Use --budgets."

@@ -15,13 +15,17 @@ from razor_ray.comparison import (
     estimate,
     level_with_best,
     markdown,
+    pack,
     rank_stability,
     summarize,
+    unpack,
     verdict,
 )
 
 
-def row(method, accuracy, seed=0, keep_fraction=0.1, budget="epochs", seconds=5.0, num_eval=1_000_000):
+def row(method, accuracy, seed=0, keep_fraction=0.1, budget="epochs", seconds=5.0, num_eval=100_000, right=None):
+    """Of a network that is right of the first images, unless it is told of which."""
+    right = np.arange(num_eval) < round(num_eval * accuracy) if right is None else right
     return {
         "method": method,
         "keep_fraction": keep_fraction,
@@ -31,7 +35,9 @@ def row(method, accuracy, seed=0, keep_fraction=0.1, budget="epochs", seconds=5.
         "worst_recall": accuracy / 2,
         "macro_recall": 0.9 * accuracy,
         "seconds": seconds,
-        "num_eval": num_eval,
+        "recall": [accuracy / 2, 1.3 * accuracy],
+        "num_eval": len(right),
+        "right": pack(right),
     }
 
 
@@ -127,7 +133,7 @@ def test_only_seeds_that_both_have_are_compared():
     one = summarize(row("a", 0.8, seed) for seed in range(3))[0]
     other = summarize(row("b", 0.5, seed) for seed in range(3, 6))[0]
     assert not Trial.of([one, other]).tells_apart(one, other)  # nothing of it is paired
-    assert Trial.of([one, other]).least_difference == math.inf
+    assert Trial.of([one, other]).least_difference(one, other) == math.inf
     # A seed that one of them has alone moves its mean, and tells nothing.
     lone = summarize([row("c", 0.8, 0), row("c", 0.8, 1), row("c", 0.0, 9)])[0]
     assert not Trial.of([one, lone]).tells_apart(one, lone)
@@ -145,22 +151,99 @@ def test_of_equal_methods_hardly_ever_one_is_told_apart(num_seeds):
     told = 0
     for _ in range(400):
         accuracy = 0.8 + 0.005 * rng.standard_normal((5, num_seeds))
-        rows = [row(name, accuracy[of, seed], seed) for of, name in enumerate("abcde") for seed in range(num_seeds)]
+        rows = [
+            row(name, accuracy[of, seed], seed, num_eval=20_000)
+            for of, name in enumerate("abcde")
+            for seed in range(num_seeds)
+        ]
         told += len(level_with_best(summarize(rows))) < 5
     assert 0.01 < told / 400 < 0.08  # 0.05 for any two of them; by intervals alone some 0.7
+
+
+def test_nor_by_the_images_that_were_held_out():
+    # Of every image a method is right with a chance of its own, four tenths of 0.95, a fifth of 0.2 and of 0.05, which
+    # no seed changes: over all images that there are the methods are equal, over a thousand that were held out not.
+    rng = np.random.default_rng(0)
+    told, told_by_seeds = 0, 0
+    for _ in range(400):
+        chance = rng.choice([0.95, 0.95, 0.95, 0.2, 0.05], (5, 1, 1_000))
+        right = rng.random((5, 3, 1_000)) < chance
+        rows = [
+            row(name, right[of, s].mean(), s, right=right[of, s]) for of, name in enumerate("abcde") for s in range(3)
+        ]
+        best, *others = summarize(rows)
+        trial = Trial.of([best, *others])
+        apart = [line for line in others if trial.tells_apart(best, line)]
+        told += len(apart) > 0
+        told_by_seeds += best.accuracy.mean - others[-1].accuracy.mean > trial.of_seeds
+    assert told / 400 < 0.05
+    assert told_by_seeds / 400 > 0.2  # seeds tell nothing of it
 
 
 def test_the_least_difference_by_hand():
     # Two methods and three seeds: differences 0.00, 0.04 and 0.08, so a standard error of 0.04 / sqrt 3, times
     # Student's t of two degrees of freedom, 4.303.
-    rows = [row("a", value, seed, num_eval=10**9) for seed, value in enumerate((0.80, 0.82, 0.84))]
-    rows += [row("b", value, seed, num_eval=10**9) for seed, value in enumerate((0.80, 0.78, 0.76))]
-    assert Trial.of(summarize(rows)).least_difference == pytest.approx(4.3027 * 0.04 / math.sqrt(3), rel=1e-3)
+    rows = [row("a", value, seed) for seed, value in enumerate((0.80, 0.82, 0.84))]
+    rows += [row("b", value, seed) for seed, value in enumerate((0.80, 0.78, 0.76))]
+    lines = summarize(rows)
+    trial = Trial.of(lines)
+    assert trial.of_seeds == pytest.approx(4.3027 * 0.04 / math.sqrt(3), rel=1e-4)
+    assert trial.least_difference(*lines) == pytest.approx(trial.of_seeds, rel=1e-3)  # so many images add nothing
     text = markdown(summarize(rows), cost_epochs=1, epochs=9, stability={})
     assert "b cannot be told from it. Differences of up to 9.94 points are within chance." in text
-    # Seeds alike: what is left is of the images, z^2 / M / (1 + z^2 / M) with z = 1.96.
+
+
+def test_what_the_held_out_images_do_by_hand():
+    # Of six images, two seeds: the differences of a and b are 1 and 1, 1 and 0, 0 and 0 (four times), so their means 1,
+    # 1/2 and 0, of a variance 1/5 (5/4 - 6/16) = 0.175, less half of the mean over the images of the seeds', 1/2 / 6.
+    rights = {"a": ([1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 0, 0]), "b": ([0, 0, 1, 1, 0, 0], [0, 0, 1, 1, 0, 0])}
+    rows = [row(name, np.mean(r), s, right=np.array(r, bool)) for name, of in rights.items() for s, r in enumerate(of)]
+    one, other = summarize(rows)
+    trial = Trial.of([one, other])
+    assert trial.quantile == pytest.approx(1.95996, rel=1e-5)
+    of_images = 1.95996**2 * (0.175 - 1 / 24) / 6
+    assert trial.least_difference(one, other) == pytest.approx(math.sqrt(trial.of_seeds**2 + of_images), rel=1e-5)
+    # Seeds alike: a tenth of a hundred images is the one's, 0.09 x 100 / 99 / 100 is the variance of that.
     rows = [row(name, accuracy, seed, num_eval=100) for seed in range(2) for name, accuracy in (("a", 0.9), ("b", 0.8))]
-    assert Trial.of(summarize(rows)).least_difference == pytest.approx(0.038416 / 1.038416, rel=1e-3)
+    lines = summarize(rows)
+    assert Trial.of(lines).least_difference(*lines) == pytest.approx(1.95996 * math.sqrt(0.09 / 99), rel=1e-5)
+
+
+def test_one_held_out_image_tells_nothing():
+    rows = [row(name, value, seed, num_eval=1) for seed in range(3) for name, value in (("a", 1.0), ("b", 0.0))]
+    assert level_with_best(summarize(rows)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("num_eval", [1, 7, 8, 9, 1000])
+def test_what_a_network_is_right_of_is_read_as_it_was_written(num_eval):
+    right = np.random.default_rng(num_eval).random(num_eval) < 0.5
+    np.testing.assert_array_equal(unpack(pack(right), num_eval), right)
+
+
+def test_differences_within_chance_are_told_of_each_method():
+    right = np.arange(10_000) < 8_000
+    rows = [row("a", 0.8, seed, right=right) for seed in range(2)]
+    rows += [row("b", 0.8, seed, right=right[::-1]) for seed in range(2)]  # as good, of other images
+    rows += [row("c", 0.79, seed, right=np.arange(10_000) < 7_900) for seed in range(2)]
+    text = markdown(summarize(rows), cost_epochs=1, epochs=9, stability={})
+    # Three pairs: z = 2.394; variances 0.4 and 0.01 x 0.99, over 10,000.
+    assert "Within chance are differences from a of up to 0.24 (c) to 1.51 points (b)." in text
+
+
+def test_a_method_whose_seeds_differ_wildly_is_named():
+    wild = [line("a", 0.80, 0.003), line("b", 0.78, 0.003, shift=1), line("c", 0.3, 0.1, shift=2)]
+    said = "Most of what seeds make of that is by c: without it the others are told apart more closely."
+    assert said in markdown(wild, cost_epochs=1, epochs=9, stability={})
+    tame = [line("a", 0.80), line("b", 0.78, shift=1), line("c", 0.3, shift=2)]
+    assert "Most of what seeds" not in markdown(tame, cost_epochs=1, epochs=9, stability={})
+
+
+@pytest.mark.parametrize(("accuracy", "is_void"), [(0.55, True), (0.56, True), (0.60, False)])
+def test_networks_that_guess_are_told_of(accuracy, is_void):
+    # Two classes and 40,000 images: one half and twice 0.0025; the mean recall of `row` is 0.9 of the accuracy.
+    rows = [row("a", accuracy, num_eval=40_000), row("b", 0.5, num_eval=40_000)]
+    text = markdown(summarize(rows), cost_epochs=1, epochs=9, stability={})
+    assert ("Yet none is better than to take all images for one class" in text) == is_void
 
 
 @pytest.mark.parametrize(("num_eval", "level"), [(100, ["a", "b"]), (10_000, ["a"])])

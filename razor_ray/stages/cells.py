@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 import razor_ray
-from razor_ray import methods, model, training, weights
+from razor_ray import comparison, methods, model, training, weights
 from razor_ray.comparison import ALL
 from razor_ray.config import CompareConfig, TrainedFor
 from razor_ray.heap import freed_memory_kept
@@ -217,6 +217,7 @@ def _steps_and_row(
         "num_kept": len(rows),
         "num_steps": num_steps,
         "num_eval": len(data.eval_label),
+        "right": comparison.pack(predicted.cpu().numpy() == data.eval_label),
         "train_loss": train_loss,
         "seconds": round(checkpoint.spent + trained - chosen, 3),
         "selection_seconds": round(chosen - started, 3),

@@ -7,6 +7,7 @@ an interrupted comparison loses little.
 
 from __future__ import annotations
 
+import base64
 import math
 from dataclasses import asdict, replace
 from typing import Any
@@ -47,7 +48,7 @@ from razor_ray.stages.weigh import threshold_of_round
 
 _DECODE_BATCH = 256
 _MADE_OF = "_made_of.json"
-_VALIDATION_FRACTION = 0.1
+_ROW_FORMAT = 2  # tells which of the held-out images a network is right of
 _SECONDS_BETWEEN_STATES = 60.0
 _OF_QUOTAS = ("weigh", "threshold", "earlier")
 
@@ -141,6 +142,7 @@ def _made_of(run: RunStore, config: CompareConfig, catalog: Catalog, held_out: C
     """What decides an accuracy besides the comparison's own settings."""
     start = config.model.weights and model.weights_hash(model.read_file(*open_filesystem(config.model.weights)))
     return {
+        "row format": _ROW_FORMAT,
         "rule": RULE,
         "rivals": baselines.RULE,
         "precision": precision_of(config),
@@ -299,7 +301,7 @@ def _gather(
         if num_lost := held_out.num_samples - len(eval_label):
             say(f"warning   {num_lost:,} held-out images could not be used, and count in no figure")
     else:
-        aside = validation_mask(samples)
+        aside = validation_mask(samples, config.validation_fraction)
         if not aside.any():
             raise ValueError(
                 "no class has two images, one of which could be set aside. Name held-out images by --eval."
@@ -330,12 +332,12 @@ def _with_rounds(data: Data, scored: Samples, rounds: list[dict[str, Any]], prun
     return replace(data, threshold=threshold_of_round(rounds[0], pruned.weigh, len(rounds) + 1), earlier=earlier)
 
 
-def validation_mask(samples: Samples) -> NDArray[np.bool_]:
-    """A tenth of every class, but at least one of two, by a hash of the ids: the same whatever is compared; (N,)."""
+def validation_mask(samples: Samples, fraction: float) -> NDArray[np.bool_]:
+    """A part of every class, but at least one of two, by a hash of the ids: the same whatever is compared; (N,)."""
     order = np.lexsort((hash_ids(samples.ids.astype(np.uint64), 0, VALIDATION), samples.label))
     aside = np.zeros(len(order), bool)
     for rows in np.split(order, np.flatnonzero(np.diff(samples.label[order])) + 1):
-        aside[rows[: max(int(_VALIDATION_FRACTION * len(rows)), min(len(rows) - 1, 1))]] = True
+        aside[rows[: max(int(fraction * len(rows)), min(len(rows) - 1, 1))]] = True
     return aside
 
 
@@ -424,7 +426,8 @@ def _write(
         stability=stability,
         num_missing=num_missing,
     )
-    write_table(store.filesystem, store.path("compare.parquet"), pa.Table.from_pylist(rows))
+    columns = [row | {"right": base64.b64decode(row["right"])} for row in rows]
+    write_table(store.filesystem, store.path("compare.parquet"), pa.Table.from_pylist(columns))
     store.write_bytes("compare.md", text.encode())
     if len(lines) > 1:
         store.write_bytes("compare.svg", _chart(lines).encode())

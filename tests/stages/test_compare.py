@@ -65,6 +65,10 @@ def test_cells_are_trained_once_and_told(run, tmp_path, capfd, monkeypatch):
         assert row["num_steps"] == 2 * -(-row["num_kept"] // 32)
         assert 0 <= row["worst_recall"] <= row["accuracy"] <= 1
         assert row["macro_recall"] == pytest.approx(np.mean(row["recall"]))
+        right = np.unpackbits(np.frombuffer(row["right"], np.uint8), count=row["num_eval"])
+        assert right.mean() == pytest.approx(row["accuracy"])
+        of_class = pq.read_table(run / "test")["label"].to_numpy()
+        assert [right[of_class == label].mean() for label in range(10)] == pytest.approx(row["recall"])
     drawn = (tmp_path / "out" / "compare.svg").read_text()
     assert drawn.startswith("<svg")
     assert "stroke-dasharray" in drawn and ">all samples<" in drawn  # the line that they are to reach
@@ -402,7 +406,7 @@ def test_razor_chooses_for_what_each_training_is(run, capfd):
 
 def test_rounds_count_in_proportion_to_what_is_left_of_a_class(run):
     scored, _ = comparing.read_samples(RunStore(f"{run}/run"))
-    left = scored.take(np.flatnonzero(~comparing.validation_mask(scored)))
+    left = scored.take(np.flatnonzero(~comparing.validation_mask(scored, 0.1)))
     data = replace(data_of(run), samples=left)
     pruned = PruneConfig(input=InputConfig(path="in"), output="run", keep_fraction=0.3, rounds=3)
     assert comparing._with_rounds(data, scored, [], pruned) is data
@@ -460,18 +464,30 @@ def test_without_held_out_images_a_part_is_set_aside(run, tmp_path, capfd):
         table = pq.read_table(file)
         at = table.schema.get_field_index("el2n")
         pq.write_table(table.set_column(at, table.schema.field(at), pc.negate(table["el2n"])), file)
-    assert main(["compare", *paths, *options]) == 0
+    assert main(["compare", *paths, *options, "--validation-fraction", "0.4"]) == 0
     assert [path.name for path in (tmp_path / "out" / "cells").iterdir()] == ["random-0.5-epochs-0.json"]
     row = json.loads((tmp_path / "out" / "cells" / "random-0.5-epochs-0.json").read_text())
     samples, _ = comparing.read_samples(RunStore(f"{run}/run"))
-    aside = comparing.validation_mask(samples)
+    aside = comparing.validation_mask(samples, 0.4)
+    assert row["num_eval"] == aside.sum() > 110
     assert row["num_kept"] == round(0.5 * (300 - aside.sum()))
     assert "| -1.000 | 0.000 | 0.000 | 0.000 |" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(
     "changed",
-    ["rule", "rivals", "precision", "weights to start from", "input", "held-out", "proxy", "scores", "choice"],
+    [
+        "row format",
+        "rule",
+        "rivals",
+        "precision",
+        "weights to start from",
+        "input",
+        "held-out",
+        "proxy",
+        "scores",
+        "choice",
+    ],
 )
 def test_trainings_of_other_images_or_scores_are_not_put_beside(run, tmp_path, capfd, changed):
     shutil.copytree(run / "run", tmp_path / "run")
@@ -540,16 +556,19 @@ def test_what_is_known_stays_told_while_more_is_trained(run, tmp_path, monkeypat
     assert rows[0] == rows[1] != []
 
 
-def test_validation_is_a_tenth_of_each_class_whatever_the_order():
+def test_validation_is_a_part_of_each_class_whatever_the_order():
     rng = np.random.default_rng(0)
     samples = Samples(ids=rng.permutation(1000), label=np.repeat([0, 1, 2], [600, 300, 100]))
-    aside = comparing.validation_mask(samples)
+    aside = comparing.validation_mask(samples, 0.1)
     assert np.bincount(samples.label[aside]).tolist() == [60, 30, 10]
     order = rng.permutation(1000)
-    np.testing.assert_array_equal(comparing.validation_mask(samples.take(order)), aside[order])
+    np.testing.assert_array_equal(comparing.validation_mask(samples.take(order), 0.1), aside[order])
+    more = comparing.validation_mask(samples, 0.4)
+    assert np.bincount(samples.label[more]).tolist() == [240, 120, 40]
+    assert (more >= aside).all()
     # Of small classes one image, of two as of nineteen; where there is but one it is left to choose from.
     small = Samples(ids=np.arange(32), label=np.repeat([0, 1, 2, 3], [1, 2, 10, 19]))
-    assert np.bincount(small.label[comparing.validation_mask(small)], minlength=4).tolist() == [0, 1, 1, 1]
+    assert np.bincount(small.label[comparing.validation_mask(small, 0.1)], minlength=4).tolist() == [0, 1, 1, 1]
 
 
 def test_equal_steps_are_of_as_many_samples():
@@ -602,6 +621,8 @@ def test_images_and_scores_must_fit_the_object_store(run, tmp_path, capfd, monke
         (["--keep-fractions", "30"], "keep_fraction must be in (0, 1]"),
         (["--methods", "random", "random"], "none twice"),
         (["--run", "/nowhere"], "holds no run of prune"),
+        (["--validation-fraction", "0.3"], "validation_fraction is of images that are set aside where none are held"),
+        (["--validation-fraction", "1"], "validation_fraction must be between 0 and 1, got 1.0"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_trained(run, tmp_path, capfd, options, message):
