@@ -267,7 +267,15 @@ def _hardest_order(samples: Samples, score: NDArray[np.float64], seed: int) -> N
 
 def _ties(samples: Samples) -> NDArray[np.integer]:
     """What decides between samples that chance holds for equal: those of one id, and hashes that are alike."""
-    return as_ids(samples.ids, "ids") if samples.tie_break is None else samples.tie_break
+    if samples.tie_break is not None:
+        return samples.tie_break
+    ids = as_ids(samples.ids, "ids")
+    if len(np.unique(ids)) < len(ids):
+        raise ValueError(
+            "ids occur more than once, so which of their samples are kept would depend on the order of rows. Pass "
+            "their sample_id as tie_break."
+        )
+    return ids
 
 
 def _first(order: NDArray[np.intp], budget: int) -> NDArray[np.bool_]:

@@ -28,12 +28,17 @@ def is_ours(error: BaseException) -> bool:
     if type(cause).__module__.partition(".")[0] == _PACKAGE:
         return True
     if cause is not error:
-        files = _FILE.findall(str(error))
-        return bool(files) and _is_of_package(files[-1])
+        return ends_in_ours(str(error))
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     return last is None or last.tb_frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE
+
+
+def ends_in_ours(text: str) -> bool:
+    """Whether the last frame of a traceback that is text is of this package."""
+    files = _FILE.findall(text)
+    return bool(files) and _is_of_package(files[-1])
 
 
 def _is_of_package(file: str) -> bool:

@@ -89,7 +89,8 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], oth
     sizes = tuple(sum(file.size for file in run) for run in runs)
     fingerprints = tuple(_fingerprint(run) for run in runs)
     classes = tuple(sorted({file.class_name for file in files}))
-    left_alone = _in_words([path for path in others if "/" in path], classes)
+    folders = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(base)) if _is_folder(info)]
+    left_alone = _in_words([path for path in others if "/" in path], sorted(set(folders) - set(classes)))
     return Source(
         filesystem,
         base,
@@ -102,20 +103,33 @@ def find(filesystem: pafs.FileSystem, base: str, infos: list[pafs.FileInfo], oth
     )
 
 
-def _in_words(others: Sequence[str], classes: Sequence[str]) -> str:
-    """What lies in class folders and is no image by its name.
+def _is_folder(info: pafs.FileInfo) -> bool:
+    return info.type == pafs.FileType.Directory and info.base_name[0] not in "._"
 
-    >>> _in_words(["cat/notes.txt", "cat/1.heic", "bird/2.HEIC"], ["cat", "dog"])
-    '3 files that are no images by their names (.heic 2, .txt 1); bird holds nothing else'
+
+def _in_words(others: Sequence[str], empty: Sequence[str]) -> str:
+    """What lies in class folders and is no image by its name, and which folders hold no image.
+
+    >>> _in_words(["cat/notes.txt", "cat/1.heic", "bird/2.HEIC"], ["bird", "fish"])
+    '3 files that are no images by their names (.heic 2, .txt 1); bird, fish hold no image and are no classes'
+    >>> _in_words([], ["bird"])
+    'bird holds no image and is no class'
     """
+    said = []
+    if empty:
+        what = "holds no image and is no class" if len(empty) == 1 else "hold no image and are no classes"
+        said = [f"{', '.join(empty[:_MOST_NAMED])}{', ...' if len(empty) > _MOST_NAMED else ''} {what}"]
     if not others:
-        return ""
+        return "".join(said)
     names = [path.rpartition("/")[2] for path in others]
     suffixes = Counter(f".{name.rpartition('.')[2].lower()}" if "." in name else "no suffix" for name in names)
     counted = ", ".join(f"{suffix} {count:,}" for suffix, count in suffixes.most_common(_MOST_NAMED))
-    empty = sorted({path.partition("/")[0] for path in others} - set(classes))
-    and_empty = f"; {', '.join(empty[:_MOST_NAMED])} hold{'s' * (len(empty) == 1)} nothing else" if empty else ""
-    return f"{len(others):,} files that are no images by their names ({counted}){and_empty}"
+    files = (
+        "1 file that is no image by its name"
+        if len(others) == 1
+        else f"{len(others):,} files that are no images by their names"
+    )
+    return "; ".join([f"{files} ({counted})", *said])
 
 
 def first_file(source: Source, shard: int) -> str:

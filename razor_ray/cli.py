@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import difflib
 import errno
 import io
 import json
@@ -111,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(razor_ray.__version__)
         return 0
     if arguments[0] not in _VERBS:
-        print(f"razor-ray: no verb {arguments[0]!r}.\n{_USAGE}", file=sys.stderr)
+        near = difflib.get_close_matches(arguments[0], _VERBS, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        print(f"razor-ray: no verb {arguments[0]!r}.{meant}\n{_USAGE}", file=sys.stderr)
         return 2
     return run(arguments[0], arguments[1:])
 

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ MAX_PROXY_EPOCHS = 63
 
 _Flat = tyro.conf.arg(name="")
 """Drops a field's own name from its flag: `InputConfig.path` inside a field `input` becomes `--input`."""
+LEAST_BATCH = 3
+"""Of a worker: an odd number of images in batches of two would leave one, of which there are no batch statistics."""
 _MOST_GAMMA = 1e6
 """Far beyond it the digits of the random keys would be lost."""
 
@@ -125,8 +128,11 @@ class ProxyConfig(ModelConfig):
     learning_rate: float | Auto = "auto"
     """Peak learning rate of that training."""
     num_workers: int | Auto = "auto"
-    """Workers of that training, as for `train`. What the proxy learns depends on how many there are, in its last digits
-    on any machine and by more where batches are split among GPUs: give a number to repeat a run elsewhere."""
+    """Workers of that training, as for `train`. What the proxy learns depends on how many there are: give the number
+    that the manifest tells to repeat a run elsewhere."""
+    num_threads: int | Auto = "auto"
+    """CPU threads of each, as for `train`. What the proxy learns depends on this too, since sums do: two runs that
+    differ in it alone keep other samples, as if by another seed."""
     precision: Precision = "auto"
     """Of that training, as for `train`."""
 
@@ -135,9 +141,11 @@ class ProxyConfig(ModelConfig):
         if not 1 <= self.epochs <= MAX_PROXY_EPOCHS:
             raise ValueError(f"proxy.epochs must be in 1..{MAX_PROXY_EPOCHS}, got {self.epochs}.")
         if self.batch_size != "auto":
-            _check_at_least("proxy.batch_size", self.batch_size, 2)
+            _check_at_least("proxy.batch_size", self.batch_size, LEAST_BATCH)
         if self.num_workers != "auto":
             _check_at_least("proxy.num_workers", self.num_workers, 1)
+        if self.num_threads != "auto":
+            _check_at_least("proxy.num_threads", self.num_threads, 1)
         _check_learning_rate("proxy.learning_rate", self.learning_rate)
 
 
@@ -334,7 +342,7 @@ class LearningConfig:
     def __post_init__(self) -> None:
         _check_at_least("epochs", self.epochs, 1)
         if self.batch_size != "auto":
-            _check_at_least("batch_size", self.batch_size, 2)
+            _check_at_least("batch_size", self.batch_size, LEAST_BATCH)
         _check_learning_rate("learning_rate", self.learning_rate)
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be at least 0 and finite, got {self.weight_decay}.")
@@ -357,6 +365,9 @@ class TrainConfig(LearningConfig):
     num_workers: int | Auto = "auto"
     """Ray Train workers. 'auto': one for each GPU, but no more than leaves each 32 samples a step; one when there is no
     GPU."""
+    num_threads: int | Auto = "auto"
+    """CPU threads of a worker that has no GPU. 'auto': all of its node, in equal parts, as they were when the training
+    began. Give a number for the same network on machines of other sizes."""
     cache_gib: float = 4.0
     """Keep the decoded images of a worker in memory when they fit in this; larger data is streamed in every epoch."""
     seed: int = 0
@@ -368,6 +379,8 @@ class TrainConfig(LearningConfig):
         LearningConfig.__post_init__(self)
         if self.num_workers != "auto":
             _check_at_least("num_workers", self.num_workers, 1)
+        if self.num_threads != "auto":
+            _check_at_least("num_threads", self.num_threads, 1)
         if not self.output:
             raise ValueError("output must name a folder for the checkpoint, got an empty path.")
         _check_no_secret("output", self.output)
@@ -514,9 +527,7 @@ def verb_of(text: str) -> str | None:
 
 def digest(config: AnyConfig) -> str:
     """A short hash of the settings that decide the result: the same for runs that may share a folder."""
-    settings = _flatten(to_dict(config))
-    decisive = {name: value for name, value in sorted(settings.items()) if name not in _no_effect(config)}
-    return hashlib.blake2b(json.dumps(decisive).encode(), digest_size=6).hexdigest()
+    return hashlib.blake2b(json.dumps(_decisive(config), sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
@@ -525,11 +536,10 @@ def differences(one: AnyConfig, other: AnyConfig) -> list[str]:
     Where a run is put and how many workers it uses change no result, and are left out; so is which of its trainings a
     comparison makes, since each stands for itself.
     """
-    here, there = _flatten(to_dict(one)), _flatten(to_dict(other))
-    names = sorted((here.keys() | there.keys()) - _no_effect(one))
+    here, there = _decisive(one), _decisive(other)
     return [
         f"{name}: {here.get(name)!r} here, {there.get(name)!r} there"
-        for name in names
+        for name in sorted(here.keys() | there.keys())
         if here.get(name) != there.get(name)
     ]
 
@@ -541,8 +551,23 @@ _NO_EFFECT_ON_RESULTS = {
 }
 
 
-def _no_effect(config: AnyConfig) -> set[str]:
-    return _NO_EFFECT_ON_RESULTS | ({"num_workers"} if isinstance(config, CompareConfig) else set())
+_PLACES = ("input.path", "eval.path", "proxy.weights", "model.weights", "scores_from", "run")
+
+
+def _decisive(config: AnyConfig) -> dict[str, Any]:
+    """The settings that decide a result, by their names."""
+    no_effect = _NO_EFFECT_ON_RESULTS | ({"num_workers"} if isinstance(config, CompareConfig) else set())
+    settings = {name: value for name, value in _flatten(to_dict(config)).items() if name not in no_effect}
+    return settings | {name: _place(settings[name]) for name in _PLACES if settings.get(name)}
+
+
+def _place(path: str) -> str:
+    """One way to write a path, of several: a shell's completion ends folders in a slash.
+
+    >>> _place("photos/"), _place("./photos//train"), _place("s3://bucket/photos/")
+    ('photos', 'photos/train', 's3://bucket/photos')
+    """
+    return path.rstrip("/") if "://" in path else os.path.normpath(path)
 
 
 def cifar10(path: str, output: str, keep_fraction: float = 0.3) -> PruneConfig:

@@ -131,7 +131,7 @@ def resolve_class_names(
     Raises
     ------
     InputError
-        If there are fewer than two classes, or the integers are no labels.
+        If there are fewer than two classes, two of one name, or the integers are no labels.
     """
     values = [value for value in counts if value is not None]
     if given or in_metadata:
@@ -151,6 +151,12 @@ def resolve_class_names(
         raise InputError(
             f"{len(names)} class found ({', '.join(names) or 'every label is null or negative'}); hardness needs at "
             "least two. Check --input.label-column, or name all classes with --input.class-names."
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        where = "--input.class-names" if given else "the metadata"
+        raise InputError(
+            f"{where} names {len(twice)} classes twice ({', '.join(twice[:3])}), so that a name does not say which is "
+            "meant. Name all classes with --input.class-names, each otherwise."
         )
     if kind == "string" and not set(values) & set(names):
         raise InputError(

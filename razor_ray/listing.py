@@ -61,13 +61,22 @@ def _is_above(folder: str, paths: tuple[str, ...]) -> bool:
 
 def matching(filesystem: pafs.FileSystem, pattern: str) -> tuple[str, list[pafs.FileInfo]]:
     """Files that match a glob, and the folder before its first wildcard."""
-    first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
-    base = pattern[:first].rpartition("/")[0]
+    base = base_of(pattern)
     if isinstance(filesystem, pafs.LocalFileSystem) and "**" not in pattern.split("/"):
         infos = [_of_link(path) or filesystem.get_file_info(path) for path in glob.glob(pattern)]
         return base, _visible(infos, base)
     expression = _glob_expression(pattern)
     return base, [info for info in in_folder(filesystem, base) if expression.fullmatch(info.path)]
+
+
+def base_of(pattern: str) -> str:
+    """The folder before a glob's first wildcard.
+
+    >>> base_of("/data/cifar-10/[a-z]*/**/*.parquet")
+    '/data/cifar-10'
+    """
+    first = min(pattern.index(character) for character in WILDCARDS if character in pattern)
+    return pattern[:first].rpartition("/")[0]
 
 
 def shard_files(filesystem: pafs.FileSystem, infos: list[pafs.FileInfo], folder: str) -> list[pafs.FileInfo]:

@@ -195,6 +195,49 @@ class FeaturesAndLogits(nn.Module):
         return self._captured.pop().flatten(1), logits
 
 
+def check_takes(network: nn.Module, arch: str, image_size: int, num_classes: int, *, with_features: bool) -> None:
+    """See whether a network takes images of a size, and gives what is read from it, before hours depend on it.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Left in evaluation mode.
+    arch : str
+        Its name.
+    image_size, num_classes : int
+    with_features : bool
+        Whether its features are needed besides the logits.
+
+    Raises
+    ------
+    ValueError
+        With what the network says of a black image.
+    """
+    image, network = torch.zeros(1, 3, image_size, image_size), network.eval()
+    runs: list[int] = []
+    hook = classifier(network).register_forward_pre_hook(lambda *_: runs.append(1)) if with_features else None
+    try:
+        with torch.inference_mode():
+            logits = network(image)
+    except Exception as error:  # of as many kinds as there are networks
+        said = str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
+        raise ValueError(
+            f"{arch} does not take images of {image_size} pixels: {said}. Choose another image_size, of which 224 "
+            "suits most networks, or another arch."
+        ) from error
+    finally:
+        if hook is not None:
+            hook.remove()
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (1, num_classes):
+        raise ValueError(f"{arch} must give logits (B, {num_classes}) of images (B, 3, S, S), but of one gave {shape}.")
+    if with_features and len(runs) != 1:
+        raise ValueError(
+            f"{arch} runs its last linear layer, whose input are the features, {len(runs)} times for an image. Use a "
+            "network that ends in one, such as resnet18."
+        )
+
+
 def load_weights(network: nn.Module, content: bytes, name: str) -> None:
     """Put a state_dict into a network, without running any code that the file may hold.
 

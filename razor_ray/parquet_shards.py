@@ -322,6 +322,11 @@ def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKin
                 f"shard {path}: column {config.image_column!r} holds paths and no bytes. Write the images into it, or "
                 "name another column with --input.image-column."
             )
+    if is_text(image):
+        raise InputError(
+            f"shard {path}: column {config.image_column!r} is text. Paths are not followed: write the images' bytes "
+            "into a column (docs/inputs.md has the lines for it), and name that with --input.image-column."
+        )
     if not (pa.types.is_binary(image) or pa.types.is_large_binary(image) or pa.types.is_binary_view(image)):
         raise InputError(
             f"shard {path}: column {config.image_column!r} is {image}, not bytes or a struct {{bytes, path}}. "

@@ -94,6 +94,8 @@ def prune(config: PruneConfig, source: sources.Source | None = None) -> dict[str
             write_ids(store)
         result = manifest.write(store, config, weighing.read(store).table)
         report.write(store, result, catalog.source, config.input)
+    if num_bad := result["counts"]["quarantined"]:
+        say(f"note      {num_bad:,} of the samples could not be used: {store.address('quarantine')} says which and why")
     cost = result["scoring_cost"]
     share = f"{cost['fraction']:.1%} of {cost['full_epochs']} such epochs"
     scoring = f"the scoring in {config.scores_from}" if config.scores_from else "scoring"
@@ -234,6 +236,24 @@ def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog
     return held_out
 
 
+def _tell_of_odd_classes(catalog: catalogs.Catalog) -> None:
+    """Say what looks like a slip in the labels: it would take room in the subset as a class of its own."""
+    sizes, names = catalog.class_sizes, catalog.class_names
+    if empty := [repr(name) for name, size in zip(names, sizes, strict=True) if not size]:
+        more = ", ..." if len(empty) > _MOST_NAMED else ""
+        say(
+            f"note      {len(empty):,} of {len(names):,} classes have no sample: {', '.join(empty[:_MOST_NAMED])}{more}"
+        )
+    alike: dict[str, list[str]] = {}
+    for name, size in zip(names, sizes, strict=True):
+        if size:
+            alike.setdefault("".join(name.split()).casefold(), []).append(f"{name!r} ({size:,})")
+    odd = [of_them for plain, of_them in alike.items() if len(of_them) > 1 or not plain]
+    for of_them in odd[:_MOST_NAMED]:
+        are = "is a class of its own" if len(of_them) == 1 else "are classes of their own"
+        say(f"note      {' and '.join(of_them)} {are}. If that is a slip, mend the labels")
+
+
 def _tell_of_lost_classes(catalog: catalogs.Catalog, store: RunStore) -> None:
     present = set(weighing.read(store).table["label"].to_pylist())
     lost = [label for label, size in enumerate(catalog.class_sizes) if size and label not in present]
@@ -290,6 +310,7 @@ def _begin(config: PruneConfig, source: sources.Source, store: RunStore) -> None
     quarantine.check(Counter(catalog.problems), catalog.num_samples, config.max_quarantine_fraction)
     _check_labels(config, catalog)
     _check_budget(config, catalog)
+    _tell_of_odd_classes(catalog)
     if config.scores_from:
         reuse.check_input(catalog, RunStore(config.scores_from))
     else:
@@ -322,6 +343,7 @@ def _proxy_training(config: PruneConfig) -> TrainConfig:
         batch_size=config.proxy.batch_size,
         learning_rate=config.proxy.learning_rate,
         num_workers=config.proxy.num_workers,
+        num_threads=config.proxy.num_threads,
         precision=config.proxy.precision,
         seed=config.seed,
     )
@@ -333,7 +355,7 @@ def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, 
     Raises
     ------
     ValueError
-        If there is no such network, no such device, or the weights are of another.
+        If there is no such network, no such device, the weights are of another, or it takes no such images.
     """
     runtime.num_gpus(config.device)
     size = catalogs.choose_size(config.image_size, catalog)
@@ -342,6 +364,7 @@ def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, 
     if config.weights:
         filesystem, path = open_filesystem(config.weights)
         model.load_weights(network, model.read_file(filesystem, path), config.weights)
+    model.check_takes(network, arch, size, len(catalog.class_names), with_features=isinstance(config, ProxyConfig))
     return arch, size, network
 
 
@@ -399,7 +422,7 @@ def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore)
                 _weigh_round(config, catalog, store, rounds, number, arch, size)
         description = store.read_json("_proxy/model.json")
         assert description is not None, "the training has written what it trained"
-        facts["precision"] = description["precision"]
+        facts |= {name: description[name] for name in ("precision", "training")}
         facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
         content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
         model.load_weights(network, content, "model.safetensors")

@@ -29,6 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from razor_ray import config as configuration
+from razor_ray import listing
 
 COMMIT = ".commit.json"
 CONFIG = "config.json"
@@ -85,9 +86,13 @@ def check_apart(read: str, written: str) -> None:
     Raises
     ------
     ValueError
-        If the one folder lies in the other, or is it.
+        If the folder that is written lies in the one that is read, or is it.
     """
     (filesystem, source), (other, target) = open_filesystem(read), open_filesystem(written)
+    if "**" in source.split("/"):  # all below is read; other wildcards end at a folder
+        source = listing.base_of(source)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        source, target = os.path.realpath(source), os.path.realpath(target)
     if filesystem.type_name == other.type_name and f"{target.rstrip('/')}/".startswith(f"{source.rstrip('/')}/"):
         raise ValueError(
             f"--output {written} lies in --input {read}: what is written would become input. Choose a folder outside."

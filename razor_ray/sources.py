@@ -38,8 +38,19 @@ def find(config: InputConfig) -> Source:
     Raises
     ------
     InputError
-        If nothing is there, or several formats are. Names that begin with '_' or '.' are no data.
+        If nothing is there, or several formats are, or a column is named where there are none. Names that begin with
+        '_' or '.' are no data.
     """
+    source, usual = _find(config), InputConfig(path=config.path)
+    names = {"parquet": (), "webdataset": ("image_column",), "folders": ("image_column", "label_column")}
+    for name in names[source.format]:
+        if (asked := getattr(config, name)) != getattr(usual, name):
+            option = f"--input.{name.replace('_', '-')}"
+            raise InputError(f"{_NAMES[source.format]} have no column {asked!r}. Leave out {option}.")
+    return source
+
+
+def _find(config: InputConfig) -> Source:
     try:
         filesystem, path = open_filesystem(config.path)
     except ValueError as error:

@@ -233,10 +233,23 @@ def loss_quantile(losses: ArrayLike, quantile: float) -> float:
         raise ValueError("losses must hold at least one value, got none.")
     if not 0 <= quantile <= 1:
         raise ValueError(f"quantile must be in [0, 1], got {quantile:g}.")
-    value = np.quantile(losses, quantile, method="inverted_cdf")
+    value = np.partition(losses, place := quantile_place(len(losses), quantile))[place]
     if value == 0:
         value = np.min(losses, initial=np.inf, where=losses > 0)
     return float(value) if value < np.inf else 0.5
+
+
+def quantile_place(num_losses: int, quantile: float) -> int:
+    """Place, from 0, among the losses in ascending order, of that which `loss_quantile` gives.
+
+    Examples
+    --------
+    380 x 0.55 is 209 and, in binary digits, a little more:
+
+    >>> quantile_place(4, 0.7), quantile_place(380, 0.55)
+    (2, 208)
+    """
+    return max(math.ceil(num_losses * quantile * (1 - 1e-12)) - 1, 0)
 
 
 # Effective numbers and class weights.

@@ -49,6 +49,13 @@ def kept(mask) -> list[int]:
 # What all promise.
 
 
+def test_what_nothing_tells_apart_is_refused():
+    twice = Samples(ids=np.array([1, 2, 2]), label=np.zeros(3, int), scores={"el2n": np.arange(3.0)}, hardness="el2n")
+    for method in (baselines.random, baselines.random_balanced, baselines.hardest_first, baselines.ccs):
+        with pytest.raises(ValueError, match="ids occur more than once"):
+            method(twice, 1, 0)
+
+
 @pytest.mark.parametrize("name", METHODS)
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.integers(20, 200), st.integers(1, 5), st.floats(0.05, 1.0), st.integers(0, 2**31))

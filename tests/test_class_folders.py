@@ -47,6 +47,13 @@ def read(path: Path | str, batch_size: int = 3, max_rows: int = 1000, **settings
     return pa.concat_tables(tables).to_pylist()
 
 
+@pytest.mark.parametrize(("setting", "option"), [("label_column", "label-column"), ("image_column", "image-column")])
+def test_columns_are_refused_where_there_are_none(tmp_path, setting, option):
+    put(tmp_path, "cat/a.png", "dog/b.png")
+    with pytest.raises(InputError, match=f"have no column 'breed'. Leave out --input.{option}"):
+        sources.find(InputConfig(path=str(tmp_path), **{setting: "breed"}))
+
+
 def test_a_tree_by_hand(tmp_path):
     put(tmp_path, "dog/2.jpg", "cat/b.PNG", "cat/a.x.jpeg", "cat-2/c.webp")
     for ignored in (".git/x/y.png", "cat/.hidden.png", "cat/Thumbs.db", "README.md"):
@@ -113,10 +120,16 @@ def test_a_run_lists_its_own_classes_alone(tmp_path, monkeypatch):
 def test_what_else_lies_in_class_folders_is_told(tmp_path):
     put(tmp_path, "cat/1.png", "dog/2.JFIF", "cat/1.txt", "bird/3.heic", "bird/4.HEIC", "list.csv", "_notes.txt")
     source = find(tmp_path)
-    assert source.left_alone == "3 files that are no images by their names (.heic 2, .txt 1); bird holds nothing else"
+    assert (
+        source.left_alone
+        == "3 files that are no images by their names (.heic 2, .txt 1); bird holds no image and is no class"
+    )
     assert source.paths == ("2 files from cat/1.png",)
     for name in ("cat/1.txt", "bird/3.heic", "bird/4.HEIC"):
         (tmp_path / name).unlink()
+    (tmp_path / "_kept").mkdir()
+    assert find(tmp_path).left_alone == "bird holds no image and is no class"
+    (tmp_path / "bird").rmdir()
     assert find(tmp_path).left_alone == ""
 
 

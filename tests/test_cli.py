@@ -55,7 +55,7 @@ def status_of(arguments: list[str]) -> int:
         (["-h"], 0, "prune", ""),
         ([], 2, "usage: razor-ray <verb>", ""),
         (["--version"], 0, razor_ray.__version__, ""),
-        (["pruen"], 2, "", "razor-ray: no verb 'pruen'."),
+        (["pruen"], 2, "", "razor-ray: no verb 'pruen'. Did you mean prune?\n"),
         (["--input", "x"], 2, "", "no verb '--input'"),
         (["prune", "--help"], 0, "--keep-fraction", ""),
         (["train", "--help"], 0, "--num-workers", ""),
@@ -426,6 +426,21 @@ def test_whose_error_of_a_task_it_is(file, is_ours):
 
     text = f'Traceback:\n  File "/x/razor_ray/cli.py", line 1, in f\n  File "{file}", line 7, in g\nValueError: no'
     assert blame.is_ours(RayTaskError("g", text, ValueError("no")).as_instanceof_cause()) is is_ours
+
+
+@pytest.mark.parametrize(("file", "is_raised"), [("/x/razor_ray/shards.py", True), ("/x/torch/functional.py", False)])
+def test_whose_error_of_a_training_worker_it_is(file, is_raised):
+    """Ray gives it back without its traceback, which would be that of whoever raises it here."""
+    from razor_ray.stages import train
+
+    class FailedError(Exception):
+        def __init__(self, failure):
+            super().__init__(f'[Rank 0]\n  File "/x/ray/worker.py", line 1, in f\n  File "{file}", line 7, in g')
+            self.worker_failures = {0: failure}
+
+    for failure, is_for_the_user in ((ValueError("no"), is_raised), (OSError("full"), True), (KeyError("x"), False)):
+        failed = FailedError(failure)
+        assert train._cause(failed) is (failure if is_for_the_user else failed)
 
 
 def test_a_run_here_returns_0(ran):

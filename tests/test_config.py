@@ -164,14 +164,14 @@ def test_out_of_range_of_training(make, names):
     ("make", "values"),
     [
         (ModelConfig, {"image_size": 64}),
-        (ProxyConfig, {"epochs": 1, "batch_size": 2}),
+        (ProxyConfig, {"epochs": 1, "batch_size": 3, "num_threads": 1}),
         (ScoreConfig, {"batch_size": 1, "num_workers": 1}),
         (WeighConfig, {"quantile": 0, "beta": 0.0, "class_floor": 0}),
         (WeighConfig, {"quantile": 1, "beta": 1 - 1e-12}),
         (SampleConfig, {"num_clusters": 1, "tail": 0, "gamma": 0}),
         (prune_config, {"max_quarantine_fraction": 0, "seed": 0}),
         (prune_config, {"max_quarantine_fraction": 1, "seed": 2**63 - 1}),
-        (train_config, {"epochs": 1, "batch_size": 2, "num_workers": 1, "label_smoothing": 0.0}),
+        (train_config, {"epochs": 1, "batch_size": 3, "num_workers": 1, "num_threads": 1, "label_smoothing": 0.0}),
     ],
 )
 def test_ends_of_the_ranges_are_allowed(make, values):
@@ -313,6 +313,23 @@ def test_differences_leave_out_what_changes_no_result():
     assert differences(prune_config(), prune_config(output="elsewhere", score=ScoreConfig(num_workers=7))) == []
     assert differences(prune_config(), prune_config(max_quarantine_fraction=0.5)) == []
     assert differences(train_config(), train_config(output="elsewhere")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "other", "is_same"),
+    [
+        ("in/", "in", True),
+        ("./in", "in", True),
+        ("in//train/", "in/train", True),
+        ("s3://bucket/in/", "s3://bucket/in", True),
+        ("in", "in-2", False),
+        ("s3://bucket/in", "s3://bucket//in", False),  # in a store this is another name
+    ],
+)
+def test_one_place_may_be_written_in_several_ways(path, other, is_same):
+    one, two = (prune_config(input=InputConfig(path=each)) for each in (path, other))
+    assert (differences(one, two) == []) is is_same
+    assert (digest(one) == digest(two)) is is_same
 
 
 def test_differences_are_listed_by_name():

@@ -8,13 +8,14 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
 
 from jobs import benchmark, experiments
-from razor_ray import cli, pipeline
-from razor_ray.config import CompareConfig, PruneConfig, TrainConfig
-from tests.conftest import readme_python
+from razor_ray import cli, pipeline, sources
+from razor_ray.config import CompareConfig, InputConfig, PruneConfig, TrainConfig
+from tests.conftest import png, readme_python
 
 REPOSITORY = Path(__file__).parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -92,3 +93,22 @@ def test_the_method_from_python_runs_as_the_readme_has_it(capsys):
     quotas = [int(word) for word in re.findall(r"\d+", capsys.readouterr().out)]
     assert len(quotas) == 2
     assert sum(quotas) == 3
+    exec(readme_python("gamma_razor"), {})
+    assert capsys.readouterr().out == "300\n"
+
+
+def test_images_of_a_list_of_paths_are_written_as_the_documentation_has_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(450):
+        (tmp_path / "photos" / f"{number}.png").write_bytes(png(np.full((8, 8), number % 256, np.uint8)))
+    lines = [f"{number}.png,{number % 3}" for number in range(450)]
+    (tmp_path / "labels.csv").write_text("\n".join(["filename,label", *lines]))
+    text = (Path(__file__).parents[1] / "docs" / "inputs.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+    exec(code, {})
+    config = InputConfig(path=str(tmp_path / "photos.parquet"), id_column="name")
+    source = sources.find(config)
+    facts = sources.inspect(source, 0, config)
+    assert (facts.num_samples, facts.label_counts) == (450, {"0": 150, "1": 150, "2": 150})
+    assert (facts.image_dimensions[0], facts.group_rows) == ((8, 8), (200, 200, 50))

@@ -84,6 +84,12 @@ def test_resolve_given_before_metadata_before_labels():
     assert labels.resolve_class_names(("ant", "dog"), None, "string", words) == ("ant", "dog")
 
 
+def test_two_classes_of_one_name_are_refused():
+    # ImageNet has two cranes; text could not say which is meant, nor could the subset's Hugging Face features.
+    with pytest.raises(InputError, match=r"the metadata names 1 classes twice \(crane\)"):
+        labels.resolve_class_names(None, ("cat", "crane", "dog", "crane"), "integer", Counter({0: 1, 3: 1}))
+
+
 def test_names_that_are_numbers_are_in_the_order_of_numbers():
     # Folders "0" to "11" are the labels 0 to 11, as they are in Parquet and in tars.
     counts = Counter({str(label): 1 for label in range(12)})
@@ -97,6 +103,7 @@ def test_names_that_are_numbers_are_in_the_order_of_numbers():
     [
         (None, "integer", {0: 7}, r"1 class found \(0\); hardness needs at least two"),
         (None, "integer", {}, "0 class found"),
+        (("a", "b", "a"), "integer", {0: 1, 1: 1}, r"--input.class-names names 1 classes twice \(a\)"),
         (None, "integer", {None: 5, -1: 3}, r"0 class found \(every label is null or negative\)"),
         (None, "string", {"cat": 5}, r"1 class found \(cat\)"),
         (None, "string", {None: 5}, "0 class found"),

@@ -17,6 +17,42 @@ from razor_ray.headers import network_size
 from tests.conftest import FailingStore
 
 
+class Odd(nn.Module):
+    """Gives something that is no logits of as many classes, or runs its linear layer twice."""
+
+    def __init__(self, gives) -> None:
+        super().__init__()
+        self.gives, self.last = gives, nn.Linear(3, 5)
+
+    def forward(self, images):
+        return self.gives(self.last, images.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("arch", "size"), [("resnet9", 32), ("lenet", 28), ("resnet18", 64), ("vit_b_16", 224)])
+def test_a_network_that_takes_its_images(arch, size):
+    model.check_takes(model.build(arch, 5), arch, size, 5, with_features=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "message"),
+    [
+        (lambda: model.build("vit_b_16", 5), 32, "odd does not take images of 32 pixels: Wrong image height"),
+        (lambda: model.build("alexnet", 5), 32, "odd does not take images of 32 pixels: "),
+        (lambda: Odd(lambda last, x: last(x)[:, :4]), 8, r"must give logits \(B, 5\) .* of one gave \(1, 4\)"),
+        (lambda: Odd(lambda last, x: [last(x)]), 8, "of one gave list"),
+        (lambda: Odd(lambda last, x: last(x) + last(x)), 8, "runs its last linear layer, .*, 2 times"),
+        (lambda: Odd(lambda last, x: x.repeat(1, 2)[:, :5]), 8, "runs its last linear layer, .*, 0 times"),
+    ],
+)
+def test_a_network_that_does_not_is_told_of_at_once(network, size, message):
+    with pytest.raises(ValueError, match=message):
+        model.check_takes(network(), "odd", size, 5, with_features=True)
+
+
+def test_features_are_no_matter_where_none_are_read():
+    model.check_takes(Odd(lambda last, x: x.repeat(1, 2)[:, :5]), "odd", 8, 5, with_features=False)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -171,10 +171,13 @@ def test_a_missing_column(tmp_path, columns, message):
         (table([0.0, 1.0]), "shard a.parquet: column 'label' is double, not integers or strings.*--input.label-column"),
         (table([True, False]), "column 'label' is bool"),
         (table([[0], [1]]), "column 'label' is list"),
-        (pa.table({"image": ["a.jpg"], "label": [0]}), "'image' is string, not bytes.*--input.image-column"),
+        (
+            pa.table({"image": ["a.jpg"], "label": [0]}),
+            "'image' is text. Paths are not followed: .*--input.image-column",
+        ),
         (pa.table({"image": [[1, 2]], "label": [0]}), "'image' is list"),
         (pa.table({"image": [{"path": "a.jpg"}], "label": [0]}), "'image' is struct"),
-        (pa.table({"image": [{"bytes": "text"}], "label": [0]}), "'image' is string, not bytes"),
+        (pa.table({"image": [{"bytes": "text"}], "label": [0]}), "'image' is text. Paths"),
         (pa.table({"image": [{"bytes": None, "path": "a.jpg"}], "label": [0]}), "'image' holds paths and no bytes"),
     ],
 )

@@ -444,6 +444,13 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["scores"]["hardness"] == "dual"
     assert manifest["proxy"]["precision"] == choose_precision("auto", torch.device("cpu"))
+    assert manifest["proxy"]["training"] == {
+        "num_workers": 1,
+        "batch_size": 32,
+        "learning_rate": 0.05,
+        "device": "cpu",
+        "num_threads": runtime.of_this_node("CPU"),
+    }
     # All of it, rounds and quarantine too, is there for another choice.
     other = ["--scores-from", f"{tmp_path}/out", "--keep-fraction", "0.2", "--score.hardness", "aum", "--seed", "3"]
     arguments = ["prune", "--input", f"{tmp_path}/in", "--output", f"{tmp_path}/other", *other]
@@ -565,6 +572,13 @@ def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it,
 def test_a_request_that_cannot_be_met_leaves_no_folder_behind(run, weights_file, tmp_path, capfd, option, message):
     assert prune(run.parent / "in", tmp_path / "out", weights_file, *option) == 2
     assert message in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_that_does_not_take_the_images_is_refused_before_anything_is_done(run, tmp_path, capfd):
+    arguments = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out", "--keep-fraction", "0.3"]
+    assert main([*arguments, "--proxy.arch", "lenet", "--proxy.image-size", "8"]) == 2
+    assert "lenet does not take images of 8 pixels: " in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -799,6 +813,23 @@ def test_labels_that_are_no_classes_are_told_before_anything_is_trained():
         pipeline._check_labels(anything, catalog_of((0, 0), 100))
     assert "raise" not in str(told.value)
     pipeline._check_labels(anything, catalog_of((1, 0), 100))
+
+
+def test_classes_that_look_like_a_slip_are_told_of(capfd):
+    def told(**sizes) -> str:
+        catalog = replace(catalog_of(tuple(sizes.values()), 9), class_names=tuple(sizes))
+        pipeline._tell_of_odd_classes(catalog)
+        return capfd.readouterr().err
+
+    assert told(cat=3, dog=4) == ""
+    assert told(cat=3, dog=0, eel=1, fox=0) == "note      2 of 4 classes have no sample: 'dog', 'fox'\n"
+    said = told(**{"Cat": 1, "big dog": 2, "cat ": 5, "eel": 9, "bigdog": 1, "": 3})
+    assert said == (
+        "note      'Cat' (1) and 'cat ' (5) are classes of their own. If that is a slip, mend the labels\n"
+        "note      'big dog' (2) and 'bigdog' (1) are classes of their own. If that is a slip, mend the labels\n"
+        "note      '' (3) is a class of its own. If that is a slip, mend the labels\n"
+    )
+    assert told(Cat=0, cat=1) == "note      1 of 2 classes have no sample: 'Cat'\n"
 
 
 def test_classes_of_which_nothing_can_be_used_are_named(monkeypatch, capfd):

@@ -143,6 +143,9 @@ def test_a_stage_is_done_when_it_has_committed(store):
         ("in", "in-2/run", False),
         ("in/train", "in/run", False),
         ("in/*.parquet", "in/run", False),  # which no run's file is taken for
+        ("in/**/*.parquet", "in/run", True),  # but for this they are
+        ("in/[a-z]*/**/*.parquet", "in/run", True),
+        ("in/train/**/*.parquet", "in/run", False),
         ("s3://bucket/in?region=eu-west-1", "s3://bucket/in/run?region=eu-west-1", True),
         ("s3://bucket/in?region=eu-west-1", "bucket/in/run", False),
     ],
@@ -150,6 +153,14 @@ def test_a_stage_is_done_when_it_has_committed(store):
 def test_what_is_written_is_not_to_lie_in_what_is_read(read, written, is_refused):
     with pytest.raises(ValueError, match="lies in --input") if is_refused else nullcontext():
         run_store.check_apart(read, written)
+
+
+def test_nor_by_way_of_a_link(tmp_path):
+    (tmp_path / "real" / "in").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(ValueError, match="lies in --input"):
+        run_store.check_apart(f"{tmp_path}/real/in", f"{tmp_path}/link/in/run")
+    run_store.check_apart(f"{tmp_path}/real/in", f"{tmp_path}/link/run")
 
 
 def test_half_of_a_json_file_is_none(store):

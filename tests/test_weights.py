@@ -171,6 +171,7 @@ def test_hand_worked_loss_quantile():
     tenths = np.arange(1, 11) / 10
     assert loss_quantile(tenths[::-1], 0.7) == 0.7
     assert loss_quantile(tenths, 0.71) == 0.8
+    assert loss_quantile(np.arange(1, 381), 0.55) == 209  # 380 x 0.55 is 209, though 0.55 in binary is a little more
     assert (loss_quantile(tenths, 0), loss_quantile(tenths, 1)) == (0.1, 1.0)
     # A threshold of 0 would make everything hard.
     assert loss_quantile([0, 0, 0, 0.2, 0.3], 0.5) == 0.2

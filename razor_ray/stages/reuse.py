@@ -50,7 +50,8 @@ def settings(config: PruneConfig) -> PruneConfig:
     """
     own = RunStore(config.output)
     # Once they have been taken, the other run may be deleted.
-    store = own if own.is_done("scores") else RunStore(config.scores_from)
+    has_taken = own.is_done("scores") and (own.read_json(CONFIG) or {}).get("scores_from") == config.scores_from
+    store = own if has_taken else RunStore(config.scores_from)
     begun = store.read_json(CONFIG)
     if begun is None or not all(store.is_done(name) for name in ("proxy", "quarantine", "scores")):
         raise ValueError(
@@ -122,6 +123,7 @@ def _settle(config: PruneConfig, made: PruneConfig, store: RunStore) -> tuple[Pr
     settling = _Settling(
         {
             **{f"proxy.{name}": proxy[name] for name in ("arch", "image_size", "precision") if name in proxy},
+            **{f"proxy.{name}": value for name, value in proxy.get("training", {}).items()},
             **{f"score.{name}": scores[name] for name in ("batch_size", "precision")},
         }
     )

@@ -17,7 +17,7 @@ import ray
 from numpy.typing import NDArray
 
 from razor_ray import sampling, schema
-from razor_ray.config import PruneConfig, SampleConfig
+from razor_ray.config import PruneConfig, SampleConfig, WeighConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
@@ -33,6 +33,8 @@ _FILES_COUNTED_AT_ONCE = 128
 """Of one column each."""
 _BLUNT, _MOST_CONTRADICTED = 0.1, 0.6
 """A sharpness below the one, or a share of labels that the proxy contradicts above the other, is told of."""
+_LITTLE = 0.2
+"""A quota below this part of one in proportion to the class's size is told of."""
 _TIMES_IN_MEMORY = 4
 """Of a partition, in its task: embeddings are stored in half precision, and beside that are twice as large."""
 
@@ -58,7 +60,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     budget = int(weights.table["quota"].to_numpy().sum())
     keep_fraction = budget / int(num_samples.sum())
     window = Window.of(config.sample, keep_fraction, weights.contradicted_fraction)
-    notes = list(_notes(config.sample, keep_fraction, window, weights))
+    notes = [*_notes(config.sample, keep_fraction, window, weights), *_starved(config.weigh, weights)]
     for note in notes:
         say(f"note      {note}")
     folder = store.begin("selection")
@@ -112,7 +114,8 @@ def _notes(settings: SampleConfig, keep_fraction: float, window: Window, weights
     if contradicted > _MOST_CONTRADICTED:
         yield (
             f"the proxy contradicts {contradicted:.1%} of the labels: what it finds hard says little. Train it for "
-            "more epochs, or bring weights, unless labels are as wrong as that"
+            "more epochs (--proxy.epochs) or bring one (--proxy.weights), unless labels are as wrong as that. One that "
+            "is trained here is judged by all of its epochs together, not by the last"
         )
     if settings.tail != "auto":
         num_samples, quota = weights.table["num_samples"].to_numpy(), weights.table["quota"].to_numpy()  # (C,), (C,)
@@ -123,6 +126,22 @@ def _notes(settings: SampleConfig, keep_fraction: float, window: Window, weights
                 f"sample.tail {settings.tail} would leave fewer samples than are to be kept in {is_short.sum()} of "
                 f"{len(quota)} classes: there less is set aside"
             )
+
+
+def _starved(settings: WeighConfig, weights: Weights) -> Iterator[str]:
+    """Classes of which ISPL leaves next to nothing, since they are so much easier than others."""
+    if settings.quota != "ispl":
+        return
+    table = weights.table.select(["class_name", "num_samples", "quota"]).to_pylist()
+    keep_fraction = sum(row["quota"] for row in table) / sum(row["num_samples"] for row in table)
+    few = [row for row in table if row["quota"] < _LITTLE * keep_fraction * row["num_samples"]]
+    if few:
+        named = [f"{row['class_name']} ({row['quota']:,} of {row['num_samples']:,})" for row in few[:3]]
+        yield (
+            f"of {len(few)} of {len(table)} classes less than a fifth is kept of what their size would give: "
+            f"{', '.join(named)}{', ...' if len(few) > 3 else ''}. They are easy beside the others, or very large; "
+            "weigh.quota uniform or proportional, or a weigh.class_floor, leaves them more"
+        )
 
 
 def _count_levels(store: RunStore, hardness: str, num_samples: int) -> Levels:

@@ -18,8 +18,8 @@ import ray.train.torch
 import torch
 from ray.data import ExecutionOptions
 
-from razor_ray import images, model, training
-from razor_ray.config import TrainConfig
+from razor_ray import blame, images, model, training
+from razor_ray.config import LEAST_BATCH, TrainConfig
 from razor_ray.progress import Progress, say, sign_of_life, stage
 from razor_ray.run_store import RunStore, open_filesystem
 from razor_ray.sources import Piece
@@ -32,7 +32,7 @@ BEGUN = "_begun.json"
 """In a training's folder, while it is under way: what it was begun on."""
 
 _MAX_FAILURES = 3
-_LEAST_BATCH = 32
+_USUAL_LEAST_BATCH = 32
 """Of a worker, unless their number is given: batch statistics of fewer samples are mostly noise."""
 _MANY_SAMPLES = 100_000
 """From so many on it is worth a word that GPUs stand idle."""
@@ -208,8 +208,12 @@ def _own_interrupts() -> Iterator[None]:
 
 def _cause(error: ray.train.TrainingFailedError) -> Exception:
     """What a worker raised, if that is for the user to mend; else the failure itself."""
-    failures = getattr(error, "worker_failures", {})
-    return next((failure for failure in failures.values() if isinstance(failure, ValueError | OSError)), error)
+    for failure in getattr(error, "worker_failures", {}).values():
+        # From another process it comes without its traceback, which stands in Ray's text.
+        is_ours = blame.is_ours(failure) if failure.__traceback__ else blame.ends_in_ours(str(error))
+        if isinstance(failure, OSError) or (isinstance(failure, ValueError) and is_ours):
+            return failure
+    return error
 
 
 def read_metrics(store: RunStore, folder: str) -> list[dict[str, Any]]:
@@ -256,7 +260,7 @@ def _task(
         class_names=catalog.class_names,
         image_size=size,
         stored_size=stored,
-        batch_size=max(2, total // workers),
+        batch_size=max(LEAST_BATCH, total // workers),
         learning_rate=training.choose_learning_rate(config.optimizer, arch, total) if rate == "auto" else rate,
         precision=training.choose_precision(
             config.precision, torch.device("cuda" if gpus else "cpu"), gpus_have_bf16=runtime.gpus_have_bf16()
@@ -278,7 +282,7 @@ def _task(
 def _workers_and_batch(config: TrainConfig, num_samples: int, gpus: int) -> tuple[int, int]:
     """Workers, and images in a batch of all of them together."""
     total = training.choose_batch_size(num_samples) if config.batch_size == "auto" else config.batch_size
-    workers = max(1, min(gpus, total // _LEAST_BATCH)) if config.num_workers == "auto" else config.num_workers
+    workers = max(1, min(gpus, total // _USUAL_LEAST_BATCH)) if config.num_workers == "auto" else config.num_workers
     return workers, total
 
 

@@ -114,7 +114,9 @@ class Worker:
         if self.device.type == "cpu":
             # Ray limits a worker's threads to the CPUs it reserved. Beside it there are decoders at the most, and they
             # wait for a network that takes long. The number may not depend on time, since sums depend on it.
-            torch.set_num_threads(max(1, runtime.of_this_node("CPU") // context.get_local_world_size()))
+            given = task.config.num_threads
+            own_share = max(1, runtime.of_this_node("CPU") // context.get_local_world_size())
+            torch.set_num_threads(own_share if given == "auto" else given)
         torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
         torch.manual_seed(task.config.seed)
         network = model.build(task.arch, len(task.class_names))
@@ -284,6 +286,7 @@ class Worker:
             "class_names": list(self.task.class_names),
             "image_size": self.task.image_size,
             "precision": self.precision,
+            "training": self._training(),
             "mean": transforms.MEAN,
             "std": transforms.STD,
         }
@@ -298,12 +301,23 @@ class Worker:
         ):
             write_file(self.task.filesystem, f"{self.task.folder}/{name}", content)
 
+    def _training(self) -> dict[str, Any]:
+        """What decided the training besides the settings as they were given."""
+        return {
+            "num_workers": self.task.num_workers,
+            "batch_size": self.task.batch_size * self.task.num_workers,
+            "learning_rate": self.task.learning_rate,
+            "device": self.device.type,
+            "num_threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+        }
+
     def _state(self) -> dict[str, Any]:
         return {
             "network": self.plain.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lines": json.dumps(self.lines),
             "precision": self.precision,
+            "num_threads": torch.get_num_threads(),
         }
 
     def _restore(self) -> None:
@@ -316,6 +330,8 @@ class Worker:
         self.optimizer.load_state_dict(state["optimizer"])
         # Not the task's: the driver that goes on may be of another kind than the one that began.
         self.precision = self.trainer.precision = state.get("precision", self.precision)
+        if self.device.type == "cpu":  # nor this node's, which may have other CPUs than the one that began
+            torch.set_num_threads(state.get("num_threads", torch.get_num_threads()))
         self.lines = json.loads(state["lines"])
         self.next_epoch = len(self.lines) + 1
         # There may be another number of workers now; sums add up whoever goes on with them.

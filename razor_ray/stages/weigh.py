@@ -22,7 +22,7 @@ from razor_ray.config import WeighConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
-from razor_ray.weights import IsplSettings
+from razor_ray.weights import IsplSettings, quantile_place
 
 _CLASSES_PER_PARTITION, _USUAL_PARTITIONS = 8, 16
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
@@ -145,7 +145,7 @@ def _exact_quantile(held: list[Any], quantile: float) -> float:
     num_samples = int(upper.sum())
     if not num_samples:
         raise ValueError("no sample was scored: all of them are in quarantine/, which says why.")
-    wanted = max(math.ceil(num_samples * quantile) - 1, 0)
+    wanted = quantile_place(num_samples, quantile)
     high = int(np.searchsorted(np.cumsum(upper), wanted, side="right"))
     lower = _sum_counts(held, high)
     before = int(upper[:high].sum())

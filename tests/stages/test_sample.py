@@ -1,6 +1,7 @@
 """Same scores, same selection: bit for bit, however the scores are cut, ordered or named."""
 
 import pickle
+import re
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -195,6 +196,19 @@ def test_a_proxy_that_contradicts_nothing_or_nearly_all_is_told_of(tmp_path, cap
     assert "note      the proxy contradicts 62.0% of the labels: what it finds hard says" in capfd.readouterr().err
     (note,) = RunStore(str(tmp_path / "lost")).commit_facts("selection")["notes"]
     assert note.startswith("the proxy contradicts 62.0% of the labels: what it finds hard says little")
+
+
+def test_classes_that_are_starved_are_told_of(tmp_path, capfd):
+    table = make_scores(2000)
+    at, loss, label = table.schema.get_field_index("loss"), table["loss"].to_numpy(), table["label"].to_numpy()
+    easy = table.set_column(at, table.schema.field(at), pa.array(np.where(label == 0, 1e-4 * loss, loss)))
+    select(tmp_path / "starved", easy)
+    size = int((label == 0).sum())
+    said = capfd.readouterr().err
+    assert re.search(rf"note      of 1 of \d+ classes less than a fifth is kept .*: \S+ \(\d+ of {size:,}\)\. ", said)
+    select(tmp_path / "even", table)
+    select(tmp_path / "uniform", easy, weigh=WeighConfig(quota="uniform"))
+    assert "less than a fifth" not in capfd.readouterr().err
 
 
 def test_settings_without_their_effect_are_told_of(tmp_path, capfd):

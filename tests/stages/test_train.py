@@ -144,6 +144,31 @@ def test_an_interrupted_training_goes_on_and_ends_the_same_on_another_cpu(split,
     assert precision_in(tmp_path / "other") == "float32"
 
 
+def test_a_training_goes_on_with_as_many_threads_as_it_was_begun_with(split, tmp_path, monkeypatch, dying):
+    """Sums depend on how many share them: on a machine with other CPUs another network would come of it."""
+    threads = []
+    keep_dynamics = train_worker.Worker._keep_dynamics
+
+    def spied(self, epoch):
+        threads.append(torch.get_num_threads())
+        return keep_dynamics(self, epoch)
+
+    monkeypatch.setattr(train_worker.Worker, "_keep_dynamics", spied)
+    monkeypatch.setattr(train_worker.runtime, "of_this_node", lambda resource: 3)
+    dying(2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config(split, tmp_path / "run"))
+    dying(None)
+    monkeypatch.setattr(train_worker.runtime, "of_this_node", lambda resource: 1)
+    train(config(split, tmp_path / "run"))
+    assert threads == [3, 3]
+    train(config(split, tmp_path / "other", epochs=1))
+    train(config(split, tmp_path / "given", epochs=1, num_threads=2))
+    assert threads[-2:] == [1, 2]
+    told = {name: json.loads((tmp_path / name / "train" / "model.json").read_text()) for name in ("run", "given")}
+    assert [told[name]["training"]["num_threads"] for name in ("run", "given")] == [3, 2]
+
+
 def test_no_gpu_is_taken_that_was_not_asked_for(split, tmp_path, monkeypatch):
     """In this process Ray Train gives whatever torch finds."""
     monkeypatch.setattr(training.ray.train.torch, "get_device", lambda: torch.device("meta"))
