@@ -323,8 +323,8 @@ class LearningConfig:
     batch_size: int | Auto = "auto"
     """Samples per step, over all workers. 'auto': 128, less for very small datasets."""
     learning_rate: float | Auto = "auto"
-    """At the peak of the schedule. 'auto': for SGD 0.2 (0.05 for torchvision networks) times batch size / 128, for
-    Adam and AdamW 0.001."""
+    """At the peak of the schedule. 'auto': for SGD 0.05 times batch size / 128, and for resnet9 0.2 instead of 0.05,
+    or less where there are fewer than 3,000 steps; for Adam and AdamW 0.001."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """SGD has Nesterov momentum 0.9."""
     weight_decay: float = 5e-4

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import nn
 
-from razor_ray import model, transforms
+from razor_ray import model, training, transforms
 from razor_ray.config import InputConfig, TrainConfig
 from razor_ray.training import (
     Trainer,
@@ -213,11 +213,26 @@ def test_batch_sizes_by_hand():
 
 
 def test_learning_rates_by_hand():
-    assert choose_learning_rate("sgd", "resnet9", 128) == 0.2
-    assert choose_learning_rate("sgd", "resnet9", 32) == 0.05
-    assert choose_learning_rate("sgd", "resnet18", 256) == 0.1
+    assert choose_learning_rate("sgd", "resnet9", 128, 3000) == 0.2
+    assert choose_learning_rate("sgd", "resnet9", 32, 10**6) == 0.05
+    assert choose_learning_rate("sgd", "resnet18", 256, 1) == choose_learning_rate("sgd", "resnet18", 256, 3000) == 0.1
+    # Of few steps: in proportion, but no lower than a tenth.
+    assert choose_learning_rate("sgd", "resnet9", 64, 790) == pytest.approx(0.1 * 790 / 3000)
+    assert choose_learning_rate("sgd", "resnet9", 32, 300) == pytest.approx(0.005)
+    assert choose_learning_rate("sgd", "resnet9", 32, 1) == pytest.approx(0.005)
     for optimizer in ("adam", "adamw"):
-        assert choose_learning_rate(optimizer, "resnet9", 999) == 0.001
+        assert choose_learning_rate(optimizer, "resnet9", 999, 10) == 0.001
+
+
+def test_a_training_takes_the_rate_of_its_steps(monkeypatch):
+    """Of all that it is to make, not of a pass."""
+    asked = []
+    monkeypatch.setattr(training, "choose_learning_rate", lambda *asked_for: asked.append(asked_for) or 0.1)
+    pixels, labels = torch.zeros(100, 8, 8, 3, dtype=torch.uint8), torch.arange(100) % 2
+    config = TrainConfig(input=InputConfig(path="in"), output="out", epochs=3, augment="none", precision="float32")
+    sizes = {"arch": "resnet9", "image_size": 8, "num_steps": 12, "seed": 0, "device": torch.device("cpu")}
+    list(fit(model.build("resnet9", 2), pixels, labels, config, **sizes))
+    assert asked == [("sgd", "resnet9", 32, 12)]
 
 
 # Optimiser.

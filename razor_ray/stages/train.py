@@ -250,7 +250,10 @@ def _task(
     model.build(arch, len(catalog.class_names))  # a wrong name fails here, not in a worker
     num_samples = catalog.num_samples
     workers, total = _workers_and_batch(config, num_samples, gpus)
+    num_steps = config.epochs * -(-num_samples // total)
     rate = config.learning_rate
+    if rate == "auto":
+        rate = training.choose_learning_rate(config.optimizer, arch, total, num_steps)
     num_eval = held_out.num_samples if held_out else 0
     num_shares = min(workers, len(held_out_pieces))
     stored = images.stored_size(size, augment=config.augment != "none")
@@ -261,7 +264,7 @@ def _task(
         image_size=size,
         stored_size=stored,
         batch_size=max(LEAST_BATCH, total // workers),
-        learning_rate=training.choose_learning_rate(config.optimizer, arch, total) if rate == "auto" else rate,
+        learning_rate=rate,
         precision=training.choose_precision(
             config.precision, torch.device("cuda" if gpus else "cpu"), gpus_have_bf16=runtime.gpus_have_bf16()
         ),
