@@ -51,7 +51,7 @@ def choose_learning_rate(optimizer: str, arch: str, batch_size: int, num_steps: 
 
     Examples
     --------
-    >>> [choose_learning_rate("sgd", "resnet9", 128, steps) for steps in (100, 1500, 9000)]
+    >>> [round(choose_learning_rate("sgd", "resnet9", 128, steps), 3) for steps in (100, 1500, 9000)]
     [0.02, 0.1, 0.2]
     """
     if optimizer != "sgd":
