@@ -447,7 +447,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     assert manifest["proxy"]["training"] == {
         "num_workers": 1,
         "batch_size": 32,
-        "learning_rate": 0.005,
+        "learning_rate": pytest.approx(0.005),
         "device": "cpu",
         "num_threads": runtime.of_this_node("CPU"),
     }
