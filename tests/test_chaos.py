@@ -59,7 +59,7 @@ def assert_told(ended: subprocess.CompletedProcess[str], run: Path) -> None:
     lines = ended.stderr.splitlines()
     finished = [line.split()[0] for line in lines if "/s, " not in line]  # the rest is of a stage that is under way
     stages = ["catalog", "proxy", "score", "weigh", "sample", "subset"]
-    assert finished == ["begin", *stages, "report", "cost", "done"], ended.stderr
+    assert finished == ["begin", *stages, "note", "report", "cost", "done"], ended.stderr  # of bad images, the note
     assert {line.split()[0] for line in lines} == set(finished)
     assert lines[-1] == f"done      119 of 400 samples in {run}/subset"
 
