@@ -7,30 +7,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-from torch import nn
-
-from razor_ray import energy, lease, manifest, model, report, sources, weights
+from razor_ray import energy, lease, manifest, model, report, sources
 from razor_ray.config import CompareConfig, EvalConfig, ModelConfig, ProxyConfig, PruneConfig, TrainConfig, from_dict
 from razor_ray.interrupt import interruptible
 from razor_ray.progress import say
-from razor_ray.run_store import CONFIG, COST, RunStore, check_apart, open_filesystem
+from razor_ray.run_store import CONFIG, COST, RunStore, check_apart
 from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import dynamics, ingest, ispl, preflight, quarantine, reuse, runtime, watchdog
+from razor_ray.stages import preflight, quarantine, reuse, runtime, watchdog
+from razor_ray.stages import proxy as proxies
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.sample import sample
-from razor_ray.stages.score import BEGUN, Proxy, check_resources, proxy_in_store, score
+from razor_ray.stages.score import BEGUN, check_resources, score
 from razor_ray.stages.subset import write_ids, write_subset, write_tars
 
 _INPUT = "_input.json"
-_ROUNDS = "_rounds"
-_MOST_NAMED = 5
 _ON_TERMINAL = {"scores": "score", "weights": "weigh", "selection": "sample", "subset-tars": "tars"}
 """Stages whose folder is called by what it holds, and whose progress by what is done."""
 
@@ -78,11 +74,11 @@ def prune(config: PruneConfig, source: sources.Source | None = None) -> dict[str
             stages.once("proxy", lambda: reuse.take_proxy(catalog, earlier, store))
             stages.once("scores", lambda: reuse.take_scores(catalog, earlier, store, config))
         else:
-            stages.once("proxy", lambda: _make_proxy(config, catalog, store))
-            store.discard("_proxy")
-            proxy = _read_proxy(config, catalog, store)
+            stages.once("proxy", lambda: proxies.make(config, catalog, store))
+            store.discard(proxies.TRAINING)
+            proxy = proxies.read(config, catalog, store)
             stages.once("scores", lambda: score(catalog, proxy, config.score, store, config.max_quarantine_fraction))
-            for name in (_ROUNDS, BEGUN):
+            for name in (proxies.ROUNDS, BEGUN):
                 store.discard(name)
         stages.once("weights", lambda: _weigh(config, catalog, store))
         _tell_of_lost_classes(catalog, store)
@@ -137,7 +133,7 @@ def train(config: TrainConfig, source: sources.Source | None = None) -> dict[str
                 sources.check_numbers(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
             held_out = _held_out(config.eval, catalog)
             _tell_of_gpus(config.model)
-            _network(config.model, catalog)
+            preflight.check_network(config.model, catalog)
             training.check_resources(config, catalog.num_samples)
             preflight.check_places(store, catalog.source)
             store.claim(config)  # only now: a request that cannot be met leaves no folder behind
@@ -192,7 +188,7 @@ def compare(config: CompareConfig) -> str:
     with _only_writer(store, config.stall_timeout):
         held_out = _held_out(config.eval, catalog)
         _tell_of_gpus(config.model)
-        _network(config.model, catalog)
+        preflight.check_network(config.model, catalog)
         preflight.check_places(store, catalog.source)
         text = comparing.compare(config, run, pruned, catalog, held_out, store)
     say(f"done      {store.address('compare.md')}")
@@ -230,36 +226,19 @@ def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog
     with told_of("--eval"):
         held_out = catalogs.build(given, like=catalog)
     if unknown := held_out.unknown_labels:
-        count, names = sum(unknown.values()), ", ".join(list(unknown)[:_MOST_NAMED])
-        more = ", ..." if len(unknown) > _MOST_NAMED else ""
+        count, names = sum(unknown.values()), ", ".join(list(unknown)[: preflight.MOST_NAMED])
+        more = ", ..." if len(unknown) > preflight.MOST_NAMED else ""
         say(f"warning   {count:,} held-out images are of classes that are not trained on ({names}{more})")
     return held_out
-
-
-def _tell_of_odd_classes(catalog: catalogs.Catalog) -> None:
-    """Say what looks like a slip in the labels: it would take room in the subset as a class of its own."""
-    sizes, names = catalog.class_sizes, catalog.class_names
-    if empty := [repr(name) for name, size in zip(names, sizes, strict=True) if not size]:
-        more = ", ..." if len(empty) > _MOST_NAMED else ""
-        say(
-            f"note      {len(empty):,} of {len(names):,} classes have no sample: {', '.join(empty[:_MOST_NAMED])}{more}"
-        )
-    alike: dict[str, list[str]] = {}
-    for name, size in zip(names, sizes, strict=True):
-        if size:
-            alike.setdefault("".join(name.split()).casefold(), []).append(f"{name!r} ({size:,})")
-    odd = [of_them for plain, of_them in alike.items() if len(of_them) > 1 or not plain]
-    for of_them in odd[:_MOST_NAMED]:
-        are = "is a class of its own" if len(of_them) == 1 else "are classes of their own"
-        say(f"note      {' and '.join(of_them)} {are}. If that is a slip, mend the labels")
 
 
 def _tell_of_lost_classes(catalog: catalogs.Catalog, store: RunStore) -> None:
     present = set(weighing.read(store).table["label"].to_pylist())
     lost = [label for label, size in enumerate(catalog.class_sizes) if size and label not in present]
     if lost:
-        named = [f"{catalog.class_names[label]} ({catalog.class_sizes[label]:,})" for label in lost[:_MOST_NAMED]]
-        more = ", ..." if len(lost) > _MOST_NAMED else ""
+        first = lost[: preflight.MOST_NAMED]
+        named = [f"{catalog.class_names[label]} ({catalog.class_sizes[label]:,})" for label in first]
+        more = ", ..." if len(lost) > len(first) else ""
         say(f"warning   nothing is kept of classes of which no image can be used: {', '.join(named)}{more}")
 
 
@@ -308,13 +287,13 @@ def _begin(config: PruneConfig, source: sources.Source, store: RunStore) -> None
     """
     catalog = catalogs.build(config.input, source=source)
     quarantine.check(Counter(catalog.problems), catalog.num_samples, config.max_quarantine_fraction)
-    _check_labels(config, catalog)
-    _check_budget(config, catalog)
-    _tell_of_odd_classes(catalog)
+    preflight.check_labels(config, catalog)
+    preflight.check_budget(config, catalog)
+    preflight.tell_of_odd_classes(catalog)
     if config.scores_from:
         reuse.check_input(catalog, RunStore(config.scores_from))
     else:
-        _network(config.proxy, catalog)
+        preflight.check_network(config.proxy, catalog)
     _check_can_do(config, catalog, store)
     store.claim(config)
     catalogs.write(catalog, store)
@@ -329,160 +308,9 @@ def _check_can_do(config: PruneConfig, catalog: catalogs.Catalog, store: RunStor
     if config.scores_from:
         return
     if not (store.is_done("proxy") or config.proxy.weights):
-        training.check_resources(_proxy_training(config), catalog.num_samples)
+        training.check_resources(proxies.training_config(config), catalog.num_samples)
     if not store.is_done("scores"):
         check_resources(config.score, config.proxy.device)
-
-
-def _proxy_training(config: PruneConfig) -> TrainConfig:
-    return TrainConfig(
-        input=config.input,
-        output=config.output,
-        model=config.proxy,
-        epochs=config.proxy.epochs,
-        batch_size=config.proxy.batch_size,
-        learning_rate=config.proxy.learning_rate,
-        num_workers=config.proxy.num_workers,
-        num_threads=config.proxy.num_threads,
-        precision=config.proxy.precision,
-        seed=config.seed,
-    )
-
-
-def _network(config: ModelConfig, catalog: catalogs.Catalog) -> tuple[str, int, nn.Module]:
-    """A network as it was asked for: name, side of its input, and itself with the weights that were given.
-
-    Raises
-    ------
-    ValueError
-        If there is no such network, no such device, the weights are of another, or it takes no such images.
-    """
-    runtime.num_gpus(config.device)
-    size = catalogs.choose_size(config.image_size, catalog)
-    arch = model.resolve_arch(config.arch, size)
-    network = model.build(arch, len(catalog.class_names))
-    if config.weights:
-        filesystem, path = open_filesystem(config.weights)
-        model.load_weights(network, model.read_file(filesystem, path), config.weights)
-    model.check_takes(network, arch, size, len(catalog.class_names), with_features=isinstance(config, ProxyConfig))
-    return arch, size, network
-
-
-def _check_labels(config: PruneConfig, catalog: catalogs.Catalog) -> None:
-    """Refuse labels of which too many are no classes, before anything is trained on the others."""
-    num_samples, num_known = catalog.num_samples, sum(catalog.class_sizes)
-    if num_samples - num_known <= config.max_quarantine_fraction * num_samples and num_known:
-        return
-    unknown = catalog.unknown_labels
-    examples = [f"{label} ({count:,})" for label, count in list(unknown.items())[:_MOST_NAMED]]
-    if num_others := num_samples - num_known - sum(unknown.values()):
-        examples.append(f"none or negative ({num_others:,})")
-    more = f", or raise --max-quarantine-fraction {config.max_quarantine_fraction:g}" if num_known else ""
-    raise quarantine.QuarantineError(
-        f"{num_samples - num_known:,} of {num_samples:,} labels of {config.input.path} are none of the "
-        f"{len(catalog.class_names):,} classes ({', '.join(catalog.class_names[:3])}, ...): {', '.join(examples)}. "
-        "Choose another --input.label-column, name all classes with --input.class-names, mend the labels"
-        f"{more}."
-    )
-
-
-def _check_budget(config: PruneConfig, catalog: catalogs.Catalog) -> None:
-    """Refuse a budget that the class floors exceed before anything is trained or scored for it."""
-    sizes = np.array([size for size in catalog.class_sizes if size > 0], np.int64)  # (C,)
-    # The floors first, though they take a budget of nothing too: they tell the fraction that will do for both.
-    weights.class_quotas(
-        np.ones(len(sizes)), sizes, round(config.keep_fraction * sizes.sum()), config.weigh.class_floor
-    )
-    weights.budget(int(sizes.sum()), config.keep_fraction)
-
-
-def _make_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
-    """Commit the proxy: the weights that were given, or those of a short training."""
-    arch, size, network = _network(config.proxy, catalog)
-    facts: dict[str, Any] = {"arch": arch, "image_size": size, "num_classes": len(catalog.class_names)}
-    if config.proxy.weights:
-        facts["trained"] = False
-    else:
-        rounds = _rounds(config, store)
-        for number in range(1, config.rounds + 1):
-            facts["metrics"] = training.train(
-                _proxy_training(config),
-                catalog,
-                None,
-                store,
-                "_proxy",
-                "proxy" if config.rounds == 1 else f"round {number}",
-                with_dynamics=True,
-                last_epoch=number * config.proxy.epochs // config.rounds,
-                most_unusable=config.max_quarantine_fraction * catalog.num_samples,
-                sample_weights=rounds[number - 2].path("ispl") if number > 1 else None,
-            )
-            _check_usable(config, catalog, facts["metrics"], size)
-            if number < config.rounds:
-                _weigh_round(config, catalog, store, rounds, number, arch, size)
-        description = store.read_json("_proxy/model.json")
-        assert description is not None, "the training has written what it trained"
-        facts |= {name: description[name] for name in ("precision", "training")}
-        facts["rounds"] = [of_round.commit_facts("weights") for of_round in rounds]
-        content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
-        model.load_weights(network, content, "model.safetensors")
-        dynamics.gather(catalog, training.dynamics_files(store, "_proxy"), store, "proxy/dynamics")
-        facts |= {"trained": True, "seed": config.seed}
-    content = model.save_weights(network)
-    store.confirm()  # not only before the seal: another run's scores may be of weights that lie there
-    store.write_bytes("proxy/model.safetensors", content)
-    store.seal("proxy", facts | {"weights_sha256": model.weights_hash(content)})
-
-
-def _check_usable(config: PruneConfig, catalog: catalogs.Catalog, metrics: dict[str, Any], size: int) -> None:
-    """Refuse an input of which too much could not be trained on, which scoring would find again, one by one."""
-    unusable = Counter({"image or label unusable": metrics["num_unusable"]})
-    one = metrics.pop("an_unusable", None)
-    examples: dict[str, str] = {}
-    if one is not None and quarantine.is_too_many(unusable, catalog.num_samples, config.max_quarantine_fraction):
-        with suppress(OSError, ValueError):  # it is for the message only
-            examples = dict.fromkeys(unusable, ingest.why_unusable(catalog, one, size))
-    quarantine.check(unusable, catalog.num_samples, config.max_quarantine_fraction, examples)
-
-
-def _rounds(config: PruneConfig, store: RunStore) -> list[RunStore]:
-    """Where the ISPL rounds but the last keep their scores and weights until the proxy is finished."""
-    rounds = [RunStore(store.address(_ROUNDS, f"{number:02d}")) for number in range(1, config.rounds)]
-    for of_round in rounds:
-        of_round.confirm = store.confirm  # they lie in the folder that is held
-    return rounds
-
-
-def _weigh_round(
-    config: PruneConfig,
-    catalog: catalogs.Catalog,
-    store: RunStore,
-    rounds: list[RunStore],
-    number: int,
-    arch: str,
-    size: int,
-) -> None:
-    """Score and weigh every sample with the proxy as it is after a round; what is done already is skipped."""
-    here = rounds[number - 1]
-    if not here.is_done("scores"):
-        content = model.read_file(store.filesystem, store.path("_proxy", "model.safetensors"))
-        here.write_bytes("proxy/model.safetensors", content)
-        proxy = proxy_in_store(here, arch, len(catalog.class_names), size, config.proxy.device)
-        score(catalog, proxy, config.score, here, config.max_quarantine_fraction)
-    if not here.is_done("weights"):
-        weighing.weigh(
-            here,
-            catalog.class_names,
-            config.weigh,
-            config.keep_fraction,
-            threshold=(
-                weighing.threshold_of_round(rounds[0].commit_facts("weights"), config.weigh, number)
-                if number > 1
-                else None
-            ),
-        )
-    if not here.is_done("ispl"):
-        ispl.write(catalog, weighing.read(here), here)
 
 
 def _weigh(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> None:
@@ -494,17 +322,4 @@ def _weigh(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> N
         config.keep_fraction,
         threshold=weighing.threshold_of_round(earlier[0], config.weigh, config.rounds) if earlier else None,
         earlier=[facts["effective_count"] for facts in earlier],
-    )
-
-
-def _read_proxy(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> Proxy:
-    facts = store.commit_facts("proxy")
-    return proxy_in_store(
-        store,
-        facts["arch"],
-        len(catalog.class_names),
-        facts["image_size"],
-        config.proxy.device,
-        with_dynamics=facts["trained"],
-        rounds=_rounds(config, store) if config.keep_round_losses else (),
     )

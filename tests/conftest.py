@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Container, Iterator
 from functools import partialmethod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import fsspec
 import numpy as np
@@ -20,6 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+if TYPE_CHECKING:
+    from razor_ray.stages.catalog import Catalog
 
 # Before Ray is imported, so that plain `pytest` runs as `make test` does.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -113,6 +117,20 @@ def digits() -> pa.Table:
             "name": [f"digit-{index:04d}" for index in range(400)],
         }
     )
+
+
+def catalog_of(sizes: tuple[int, ...], num_samples: int, unknown: dict[str, int] | None = None) -> Catalog:
+    """What a look at an input of one shard may have found: classes a, b, ... of these sizes, and unknown labels."""
+    from razor_ray import schema
+    from razor_ray.config import InputConfig
+    from razor_ray.shards import Source
+    from razor_ray.stages.catalog import Catalog
+
+    shards = {"shard_id": [0], "path": ["a"], "num_bytes": [1], "fingerprint": ["f"], "num_samples": [num_samples]}
+    table = schema.table(shards | {"group_rows": [[num_samples]], "group_offsets": [[]]}, schema.CATALOG, "catalog")
+    names = tuple("abcdefgh"[: len(sizes)])
+    source = Source(pafs.LocalFileSystem(), "in", ("a",), (1,))
+    return Catalog(source, InputConfig(path="in"), table, names, "integer", 8, tuple(sizes), unknown or {})
 
 
 class FailingStore(pafs.FSSpecHandler):

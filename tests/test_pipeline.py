@@ -26,13 +26,13 @@ from razor_ray.cli import main
 from razor_ray.config import CompareConfig, InputConfig, PruneConfig, WeighConfig, from_dict, to_dict
 from razor_ray.interrupt import StoppedError
 from razor_ray.run_store import RunStore
-from razor_ray.shards import InputError, Source
+from razor_ray.shards import InputError
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import cells, decode, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
-from razor_ray.stages.catalog import Catalog
+from razor_ray.stages import proxy as proxies
 from razor_ray.training import choose_precision
-from tests.conftest import readme_python, write_shards
+from tests.conftest import catalog_of, readme_python, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -150,8 +150,8 @@ def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, mo
     choice = ["--keep-fraction", "0.1", "--seed", "3", "--sample.gamma", "0.5"]
     assert prune(run.parent / "in", tmp_path / "fresh", weights_file, "--input.id-column", "name", *choice) == 0
     shutil.copytree(run, tmp_path / "scored")
-    for name in ("score", "_make_proxy"):
-        monkeypatch.delattr(pipeline, name)  # they are not to be called
+    for module, name in ((pipeline, "score"), (proxies, "make")):
+        monkeypatch.delattr(module, name)  # they are not to be called
     taken = ["prune", "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out"]
     taken += ["--scores-from", f"{tmp_path}/scored", *choice]
     assert main(taken) == 0
@@ -366,7 +366,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     arguments += ["--keep-round-losses", "--weigh.quota", "ispl", "--output"]
     seen = {}
     train = pipeline.training.train
-    weigh_round = pipeline._weigh_round
+    weigh_round = proxies._weigh_round
 
     weighed_by = []
     dataset = decode.dataset
@@ -387,10 +387,10 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(decode, "dataset", spy_on_decoding)
     monkeypatch.setattr(pipeline.training, "train", spy_on_training)
-    monkeypatch.setattr(pipeline, "_weigh_round", killed)
+    monkeypatch.setattr(proxies, "_weigh_round", killed)
     assert main([*arguments, str(tmp_path / "out")]) == 130
     assert (tmp_path / "out" / "_rounds" / "01" / "ispl" / ".commit.json").exists()
-    monkeypatch.setattr(pipeline, "_weigh_round", weigh_round)
+    monkeypatch.setattr(proxies, "_weigh_round", weigh_round)
     assert main([*arguments, str(tmp_path / "out")]) == 0
     assert not (tmp_path / "out" / "_rounds").exists()
     by = [None, *(f"{tmp_path}/out/_rounds/{number}/ispl" for number in ("01", "02"))]
@@ -431,7 +431,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     pruned = from_dict(PruneConfig, run.read_json("config.json"))
     catalog = catalogs.read(pruned.input, run)
     num_kept = [
-        len(pipeline._read_proxy(replace(pruned, keep_round_losses=asked), catalog, run).round_folders)
+        len(proxies.read(replace(pruned, keep_round_losses=asked), catalog, run).round_folders)
         for asked in (True, False)
     ]
     assert num_kept == [2, 0]
@@ -735,7 +735,7 @@ def test_only_who_holds_the_run_writes_its_rounds(tmp_path):
     config = PruneConfig(input=InputConfig(path="in"), output=str(tmp_path / "run"), keep_fraction=0.3, rounds=3)
     store = RunStore(config.output)
     store.confirm = lambda: (_ for _ in ()).throw(StoppedError("taken over"))
-    for of_round in pipeline._rounds(config, store):
+    for of_round in proxies.round_stores(config, store):
         with pytest.raises(StoppedError):
             of_round.begin("scores")
         with pytest.raises(StoppedError):
@@ -778,14 +778,6 @@ def test_a_cluster_that_does_not_see_the_output_is_refused(verb, tmp_path, digit
     assert not (tmp_path / "out").exists()
 
 
-def catalog_of(sizes, num_samples, unknown=None) -> Catalog:
-    shards = {"shard_id": [0], "path": ["a"], "num_bytes": [1], "fingerprint": ["f"], "num_samples": [num_samples]}
-    table = schema.table(shards | {"group_rows": [[num_samples]], "group_offsets": [[]]}, schema.CATALOG, "catalog")
-    names = tuple("abcdefgh"[: len(sizes)])
-    source = Source(pafs.LocalFileSystem(), "in", ("a",), (1,))
-    return Catalog(source, InputConfig(path="in"), table, names, "integer", 8, tuple(sizes), unknown or {})
-
-
 def test_images_that_are_not_there_are_told_of_before_anything_is_trained(digits, tmp_path, capfd):
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     paths = pa.array([{"bytes": None, "path": name} for name in digits["name"].to_pylist()], kind)
@@ -796,40 +788,6 @@ def test_images_that_are_not_there_are_told_of_before_anything_is_trained(digits
     assert "8 of 400 samples cannot be used so far (8 no image bytes), more than" in told
     assert "proxy" not in told
     assert not (tmp_path / "out").exists()
-
-
-def test_labels_that_are_no_classes_are_told_before_anything_is_trained():
-    config = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.5, max_quarantine_fraction=0.1)
-    pipeline._check_labels(config, catalog_of((45, 45), 100, {"7": 10}))  # no more than may be
-    with pytest.raises(
-        ValueError, match=r"^12 of 100 labels of in are none of the 2 classes \(a, b, \.\.\.\): "
-    ) as told:
-        pipeline._check_labels(config, catalog_of((44, 44), 100, {"7": 9}))
-    assert "7 (9), none or negative (3). Choose another --input.label-column" in str(told.value)
-    assert "raise --max-quarantine-fraction 0.1." in str(told.value)
-    # Where no label is a class, no fraction would do.
-    anything = replace(config, max_quarantine_fraction=1.0)
-    with pytest.raises(ValueError, match="100 of 100 labels .*none or negative") as told:
-        pipeline._check_labels(anything, catalog_of((0, 0), 100))
-    assert "raise" not in str(told.value)
-    pipeline._check_labels(anything, catalog_of((1, 0), 100))
-
-
-def test_classes_that_look_like_a_slip_are_told_of(capfd):
-    def told(**sizes) -> str:
-        catalog = replace(catalog_of(tuple(sizes.values()), 9), class_names=tuple(sizes))
-        pipeline._tell_of_odd_classes(catalog)
-        return capfd.readouterr().err
-
-    assert told(cat=3, dog=4) == ""
-    assert told(cat=3, dog=0, eel=1, fox=0) == "note      2 of 4 classes have no sample: 'dog', 'fox'\n"
-    said = told(**{"Cat": 1, "big dog": 2, "cat ": 5, "eel": 9, "bigdog": 1, "": 3})
-    assert said == (
-        "note      'Cat' (1) and 'cat ' (5) are classes of their own. If that is a slip, mend the labels\n"
-        "note      'big dog' (2) and 'bigdog' (1) are classes of their own. If that is a slip, mend the labels\n"
-        "note      '' (3) is a class of its own. If that is a slip, mend the labels\n"
-    )
-    assert told(Cat=0, cat=1) == "note      1 of 2 classes have no sample: 'Cat'\n"
 
 
 def test_classes_of_which_nothing_can_be_used_are_named(monkeypatch, capfd):
