@@ -201,13 +201,14 @@ def _refusal(stop: BaseException) -> BaseException | None:
 
 
 def _run_here(verb: str, config: AnyConfig) -> None:
-    # A mistyped path is told at once.
+    # A mistyped path, or the name of a column, is told at once.
     source = None
     if not isinstance(config, CompareConfig) and not (isinstance(config, PruneConfig) and config.scores_from):
         source = sources.find(config.input)
+        sources.check_columns(source, config.input)
     if not isinstance(config, PruneConfig) and (held_out := config.eval.as_input()):
         with told_of("--eval"):
-            sources.find(held_out)
+            sources.check_columns(sources.find(held_out), held_out)
     say("begin     loading torch and Ray")  # which take some seconds, and Ray's start as many again
     from razor_ray import pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import io
@@ -133,6 +134,12 @@ def resolve_arch(arch: str, image_size: int) -> str:
     if arch != "auto":
         return arch
     return DEFAULT_SMALL if image_size <= SMALL_IMAGE else DEFAULT_LARGE
+
+
+def check_arch(arch: str) -> None:
+    """Raise ValueError if there is no network of this name, without making it."""
+    if arch != "auto":
+        _constructor(arch)
 
 
 def build(arch: str, num_classes: int) -> nn.Module:
@@ -311,9 +318,12 @@ def _constructor(arch: str) -> Callable[[int], nn.Module]:
     # Here and not above: it brings torch's compiler along, a second of every process that scores.
     import torchvision
 
-    if arch not in torchvision.models.list_models(module=torchvision.models):  # classifiers, not detectors
+    known = torchvision.models.list_models(module=torchvision.models)  # classifiers, not detectors
+    if arch not in known:
+        near = difflib.get_close_matches(arch.lower(), [*_OWN, *known], 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
         raise ValueError(
-            f"no arch {arch!r}. Use resnet9, lenet, resnet18_small, a torchvision model such as resnet50, or "
+            f"no arch {arch!r}.{meant} Use resnet9, lenet, resnet18_small, a torchvision model such as resnet50, or "
             "module:function."
         )
     # These two give a second classifier's logits while they train, which nothing here asks for.

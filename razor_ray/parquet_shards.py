@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -64,6 +65,13 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         raise InputError(
             f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or move it out of the input."
         ) from error
+
+
+def check_columns(source: Source, config: InputConfig) -> None:
+    """Raise InputError if the first shard has not the columns that are asked for. One that cannot be read is passed."""
+    path = source.paths[0]
+    with suppress(pa.ArrowInvalid, OSError):  # `inspect` says what of it
+        _check_columns(pq.read_schema(source.path(0), filesystem=source.filesystem), path, config)
 
 
 def check_numbers(source: Source, column: str, mend: str) -> None:

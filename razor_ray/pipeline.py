@@ -51,6 +51,7 @@ def prune(config: PruneConfig, source: sources.Source | None = None) -> dict[str
         For whatever a user can mend: the input, the settings, an output that holds another run.
     """
     check_apart(config.input.path, config.output)
+    model.check_arch(config.proxy.arch)
     if config.scores_from:
         config = reuse.settings(config)
     store = RunStore(config.output)
@@ -121,6 +122,7 @@ def train(config: TrainConfig, source: sources.Source | None = None) -> dict[str
         For whatever a user can mend.
     """
     check_apart(config.input.path, config.output)
+    model.check_arch(config.model.arch)
     store = RunStore(config.output)
     store.check_free(config)
     with _only_writer(store, config.stall_timeout):
@@ -174,6 +176,7 @@ def compare(config: CompareConfig) -> str:
     begun = run.read_json(CONFIG)
     if begun is None or not run.is_done("scores"):
         raise ValueError(f"{config.run} holds no run of prune that has scored its samples. Name its folder by --run.")
+    model.check_arch(config.model.arch)
     pruned = from_dict(PruneConfig, begun)
     config = reuse.choice_as_in(config, pruned)
     comparing.check_names(config, pruned)

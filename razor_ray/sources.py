@@ -85,6 +85,18 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     return _module(source).inspect(source, shard, config)
 
 
+def check_columns(source: Source, config: InputConfig) -> None:
+    """Look, without Ray, whether the first shard has the columns that are asked for.
+
+    Raises
+    ------
+    InputError
+        As `inspect`, which looks at every shard. One that cannot be read is passed.
+    """
+    if source.format == "parquet":
+        parquet_shards.check_columns(source, config)
+
+
 def check_numbers(source: Source, column: str, mend: str) -> None:
     """Raise InputError, ending in how to mend it, unless the shards have a column of numbers of this name."""
     if source.format != "parquet":

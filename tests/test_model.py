@@ -174,10 +174,29 @@ def test_no_linear_layer():
         model.build("squeezenet1_1", 10)
 
 
-@pytest.mark.parametrize("arch", ["resnet19", "", "ResNet18", "fasterrcnn_resnet50_fpn", "quantized_resnet18", "auto"])
-def test_unknown_names(arch):
-    with pytest.raises(ValueError, match=rf"no arch '{arch}'. Use resnet9, lenet, resnet18_small, a torchvision model"):
+@pytest.mark.parametrize(
+    ("arch", "meant"),
+    [
+        ("resnet19", r" Did you mean resnet\d+\?"),
+        ("ResNet18", r" Did you mean resnet18\?"),
+        ("fasterrcnn_resnet50_fpn", r"[^?]*"),
+        ("quantized_resnet18", r"[^?]*"),
+        ("", ""),
+        ("auto", ""),  # what stands for a name, which is never built
+    ],
+)
+def test_unknown_names(arch, meant):
+    said = rf"^no arch '{arch}'\.{meant}.* Use resnet9, lenet, resnet18_small, a torchvision model"
+    with pytest.raises(ValueError, match=said):
         model.build(arch, 10)
+    if arch != "auto":
+        with pytest.raises(ValueError, match=said):
+            model.check_arch(arch)
+
+
+@pytest.mark.parametrize("arch", ["auto", "resnet9", "lenet", "resnet50", "razor_ray.model:LeNet"])
+def test_known_names_are_let_through(arch):
+    model.check_arch(arch)
 
 
 @pytest.fixture

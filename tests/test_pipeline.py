@@ -558,6 +558,26 @@ def test_bad_input_is_explained(tmp_path, digits, weights_file, capfd, break_it,
     ("option", "message"),
     [
         (["--proxy.arch", "resnet81"], "no arch 'resnet81'"),
+        (["--input.label-column", "target"], "has no column 'target'"),
+        (["--input.image-column", "label"], "column 'label' is int64, not bytes"),
+    ],
+)
+def test_a_wrong_name_is_told_before_ray_is_started(run, tmp_path, capfd, monkeypatch, option, message):
+    monkeypatch.delattr(pipeline.runtime, "session")
+    name, value = option
+    for command in (
+        ["prune", name, value, "--keep-fraction", "0.3"],
+        ["train", name.replace("--proxy.", "--"), value],
+    ):
+        assert main([*command, "--input", f"{run.parent}/in", "--output", f"{tmp_path}/out"]) == 2
+        assert message in capfd.readouterr().err
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--proxy.arch", "resnet81"], "no arch 'resnet81'"),
         (["--proxy.arch", "resnet18"], "do not fit ResNet"),
         (["--proxy.device", "cuda"], "this machine has no GPU"),
         (
