@@ -103,20 +103,38 @@ def train(
             "there are. A larger one takes more of them."
         )
     beside = PerShard(store.filesystem, sample_weights) if sample_weights else None
-    datasets = _train_datasets(task, catalog, beside)
-    to_split = list(datasets)
-    for rank in range(len(task.eval_rows)):
-        assert held_out is not None
-        share = held_out_pieces[rank :: task.num_workers]
-        datasets[f"eval_{rank}"] = decode.dataset(held_out, [[piece] for piece in share], size)
+    trainer = _trainer(
+        task,
+        _train_datasets(task, catalog, beside),
+        _eval_datasets(task, held_out, held_out_pieces, size) if held_out else {},
+        store,
+        folder,
+    )
+    store.write_json(f"{folder}/{BEAT}", {"at": 0.0})  # a worker that does not see it has a disk of its own
+    with _followed(title, task, store, folder):
+        try:
+            with _own_interrupts():
+                trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error) from error
+    return read_metrics(store, folder)[-1]
+
+
+def _trainer(
+    task: Task,
+    trained_on: dict[str, ray.data.Dataset],
+    evaluated_on: dict[str, ray.data.Dataset],
+    store: RunStore,
+    folder: str,
+) -> ray.train.torch.TorchTrainer:
     in_process = task.num_workers == 1 and not task.use_gpu and runtime.is_private()
-    trainer = ray.train.torch.TorchTrainer(
+    return ray.train.torch.TorchTrainer(
         work,
         train_loop_config={"task": task},
-        datasets=datasets,  # type: ignore[arg-type]
+        datasets=trained_on | evaluated_on,  # type: ignore[arg-type]
         # Held-out images are dealt out by us: an equal split would drop its remainder, and every one counts.
         dataset_config=ray.train.DataConfig(
-            datasets_to_split=to_split, execution_options=ExecutionOptions(preserve_order=True)
+            datasets_to_split=list(trained_on), execution_options=ExecutionOptions(preserve_order=True)
         ),
         # No workers means in this process: a lone worker on this machine's CPUs need not wait 20 s for another.
         scaling_config=ray.train.ScalingConfig(
@@ -131,14 +149,6 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
-    store.write_json(f"{folder}/{BEAT}", {"at": 0.0})  # a worker that does not see it has a disk of its own
-    with _followed(title, task, store, folder):
-        try:
-            with _own_interrupts():
-                trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error) from error
-    return read_metrics(store, folder)[-1]
 
 
 def _train_datasets(task: Task, catalog: Catalog, beside: PerShard | None) -> dict[str, ray.data.Dataset]:
@@ -151,6 +161,14 @@ def _train_datasets(task: Task, catalog: Catalog, beside: PerShard | None) -> di
     weight_column = "weight" if task.config.use_weights else None
     names = decode.names("train", is_cached=task.is_cached)
     return {name: decode.dataset(catalog, planned, size, weight_column, beside) for name in names}
+
+
+def _eval_datasets(task: Task, held_out: Catalog, pieces: list[Piece], size: int) -> dict[str, ray.data.Dataset]:
+    """The share of the held-out images that each worker evaluates, by the name that it asks for."""
+    return {
+        f"eval_{rank}": decode.dataset(held_out, [[piece] for piece in pieces[rank :: task.num_workers]], size)
+        for rank in range(len(task.eval_rows))
+    }
 
 
 def check_resources(config: TrainConfig, num_samples: int) -> None:
