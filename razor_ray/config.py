@@ -228,8 +228,8 @@ class SampleConfig:
     gamma: float | Auto = "auto"
     """The razor's sharpness, 0 to 1e6: at level u the chance goes as (u^m (1 - u)^(1 - m))^gamma, m the focus, as far
     as that leaves a class something to choose from. 0: the same chance at every level. 'auto': up to
-    0.7 / keep_fraction, and for equal steps 0.7 / sqrt(keep_fraction); less if the proxy contradicts less than a fifth
-    of the labels."""
+    0.7 / keep_fraction, for equal steps 1 / keep_fraction times as much, at most 10 / 3 times; less if the proxy
+    contradicts less than a fifth of the labels."""
 
     def __post_init__(self) -> None:
         _check_at_least("sample.num_clusters", self.num_clusters, 1)

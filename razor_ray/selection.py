@@ -73,7 +73,7 @@ class Samples:
         return np.asarray(self.scores[name], np.float64)
 
 
-RULE = 3
+RULE = 4
 """Of what gamma-Razor keeps, given the same scores and settings; another number with each change of that."""
 
 Method = Callable[[Samples, int, int], NDArray[np.bool_]]

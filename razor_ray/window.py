@@ -7,7 +7,7 @@ one is not (docs/experiments.md). A sample at level u is kept with a chance that
 .. math:: \left(u^m (1 - u)^{1 - m}\right)^\gamma,
 
 the density of a Beta distribution whose mode is the focus m, and which is the narrower, the larger the sharpness γ.
-Both follow the `reach` of a budget: what can be learned of few samples, and in few steps.
+Both follow the budget and how long a training on it is: what can be learned of few samples, and in few steps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from razor_ray.config import SampleConfig, TrainedFor, check_keep_fraction
 
 _DROPPED_BITS = 12
 """Of a float32's 32: values that differ in these only, by less than a part in two thousand, are one level."""
+_FEW_FOR_LONG = 1 / 5
+"""What is left, as an exponent, of how few the samples are where they are trained on for long."""
+_MOST_PASSES = 10 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,50 +138,16 @@ class Window:
         contradicted_fraction : float
             In [0, 1], from the function of this name.
         """
-        rho = reach(keep_fraction, settings.trained_for)
+        focus = auto_focus(keep_fraction, contradicted_fraction, settings.trained_for)
+        sharpness = auto_sharpness(keep_fraction, contradicted_fraction, settings.trained_for)
         return cls(
-            focus=auto_focus(rho, contradicted_fraction) if settings.focus == "auto" else settings.focus,
-            sharpness=auto_sharpness(rho, contradicted_fraction) if settings.gamma == "auto" else settings.gamma,
+            focus=focus if settings.focus == "auto" else settings.focus,
+            sharpness=sharpness if settings.gamma == "auto" else settings.gamma,
         )
 
     def log_weights(self, level: NDArray[np.float64]) -> NDArray[np.float64]:
         """Logarithms of what the chances of samples at these levels go as: (n,) in (0, 1) to (n,), at most 0."""
         return self.sharpness * (self.focus * np.log(level) + (1 - self.focus) * np.log1p(-level))
-
-
-def reach(keep_fraction: float, trained_for: TrainedFor) -> float:
-    """How far a training on the subset gets, of one on everything: √(r s). Ours.
-
-    r is the fraction of the samples that is kept, s how often its training looks at a sample, as a fraction of how
-    often that of everything does: r itself where both go on for as many epochs, 1 where they go on for as many steps
-    of as many samples. A small budget is short of both, so their geometric mean counts (docs/experiments.md).
-
-    Parameters
-    ----------
-    keep_fraction : float
-        In (0, 1].
-    trained_for : 'epochs' or 'steps'
-        As many of which as everything would be.
-
-    Returns
-    -------
-    float
-        In (0, 1].
-
-    Raises
-    ------
-    ValueError
-        If the fraction is out of range, or `trained_for` is neither.
-
-    Examples
-    --------
-    >>> reach(0.25, "epochs"), reach(0.25, "steps")
-    (0.25, 0.5)
-    """
-    check_keep_fraction(keep_fraction)
-    if trained_for not in ("epochs", "steps"):
-        raise ValueError(f"trained_for must be 'epochs' or 'steps', got {trained_for!r}.")
-    return math.sqrt(keep_fraction) if trained_for == "steps" else keep_fraction
 
 
 def difficulty(contradicted_fraction: float) -> float:
@@ -207,46 +176,55 @@ def difficulty(contradicted_fraction: float) -> float:
     return min(5 * contradicted_fraction, 1.0)
 
 
-def auto_focus(rho: float, contradicted_fraction: float) -> float:
-    """The level to keep most of: exp(-1.4 d (1 - ρ)), but at most 0.7. Ours.
+def auto_focus(keep_fraction: float, contradicted_fraction: float, trained_for: TrainedFor = "epochs") -> float:
+    """The level to keep most of: exp(-1.4 d (1 - ρ)), but at most 0.75. Ours.
 
-    ρ is the `reach`, d the `difficulty` of the data. The harder the data, the more of its levels are out of a small
-    budget's reach; the larger the budget, the harder may be what it is spent on. Above 0.7 it was too hard even for
-    easy data (docs/experiments.md).
+    d is the `difficulty` of the data, ρ how far a training on the budget gets, of one on everything: the fraction r of
+    the samples for equal epochs, r^(1/5) for equal steps, which are nearly as good as more samples. The harder the
+    data, the more of its levels are out of a small budget's reach; the more samples and steps, the harder may be what
+    they are spent on. Above 0.75 it was too hard even for easy data (docs/experiments.md).
 
     Parameters
     ----------
-    rho : float
-        In (0, 1].
+    keep_fraction : float
+        r in (0, 1].
     contradicted_fraction : float
         In [0, 1].
+    trained_for : 'epochs' or 'steps'
+        As many of which as everything would be.
 
     Returns
     -------
     float
-        In (0, 0.7].
+        In (0, 0.75].
 
     Raises
     ------
     ValueError
-        If either is out of range.
+        If a fraction is out of range, or `trained_for` is neither.
     """
-    return min(math.exp(-1.4 * difficulty(contradicted_fraction) * (1 - _checked(rho))), 0.7)
+    _check_budget(keep_fraction, trained_for)
+    rho = keep_fraction ** (_FEW_FOR_LONG if trained_for == "steps" else 1)
+    return min(math.exp(-1.4 * difficulty(contradicted_fraction) * (1 - rho)), 0.75)
 
 
-def auto_sharpness(rho: float, contradicted_fraction: float) -> float:
-    """How sharp the razor is: 0.7 d / ρ, with ρ and d as for `auto_focus`. Ours.
+def auto_sharpness(keep_fraction: float, contradicted_fraction: float, trained_for: TrainedFor = "epochs") -> float:
+    """How sharp the razor is: 0.7 d p / r. Ours.
 
-    The window narrows as the budget falls, its width by the root of ρ, and so more slowly; in each class it is as wide
-    as the quota needs (`sampling.soften`). Of easy data more levels are of use. A proxy that contradicts nothing, as
-    one that knows its images by heart, does not say what is hard: then all have one chance.
+    r is the fraction that is kept, d the `difficulty` of the data, p how often the `passes` of the training come by
+    each sample. The window narrows as the budget falls, its width by the root of r, and so more slowly; in each class
+    it is as wide as the quota needs (`sampling.soften`). Of easy data more levels are of use, and of what is seen again
+    and again fewer. A proxy that contradicts nothing, as one that knows its images by heart, does not say what is hard:
+    then all have one chance.
 
     Parameters
     ----------
-    rho : float
+    keep_fraction : float
         In (0, 1].
     contradicted_fraction : float
         In [0, 1].
+    trained_for : 'epochs' or 'steps'
+        As many of which as everything would be.
 
     Returns
     -------
@@ -256,9 +234,38 @@ def auto_sharpness(rho: float, contradicted_fraction: float) -> float:
     Raises
     ------
     ValueError
-        If either is out of range.
+        If a fraction is out of range, or `trained_for` is neither.
     """
-    return 0.7 * difficulty(contradicted_fraction) / _checked(rho)
+    return 0.7 * difficulty(contradicted_fraction) * passes(keep_fraction, trained_for) / keep_fraction
+
+
+def passes(keep_fraction: float, trained_for: TrainedFor) -> float:
+    """How often a training on the subset looks at each sample, for once that a training on everything does.
+
+    Parameters
+    ----------
+    keep_fraction : float
+        r in (0, 1].
+    trained_for : 'epochs' or 'steps'
+        As many of which as everything would be.
+
+    Returns
+    -------
+    float
+        1 for epochs, 1 / r for steps; at most 10 / 3, beyond which nothing was measured (docs/experiments.md).
+
+    Raises
+    ------
+    ValueError
+        If the fraction is out of range, or `trained_for` is neither.
+
+    Examples
+    --------
+    >>> passes(0.5, "epochs"), passes(0.5, "steps")
+    (1.0, 2.0)
+    """
+    _check_budget(keep_fraction, trained_for)
+    return min(1 / keep_fraction, _MOST_PASSES) if trained_for == "steps" else 1.0
 
 
 def contradicted_fraction(margin: ArrayLike) -> float:
@@ -279,10 +286,10 @@ def contradicted_fraction(margin: ArrayLike) -> float:
     return float(np.count_nonzero(margin > 0) / max(len(margin), 1))
 
 
-def _checked(rho: float) -> float:
-    if not 0 < rho <= 1:
-        raise ValueError(f"rho must be in (0, 1], got {rho}. It comes from reach.")
-    return rho
+def _check_budget(keep_fraction: float, trained_for: TrainedFor) -> None:
+    check_keep_fraction(keep_fraction)
+    if trained_for not in ("epochs", "steps"):
+        raise ValueError(f"trained_for must be 'epochs' or 'steps', got {trained_for!r}.")
 
 
 def _codes(hardness: ArrayLike) -> NDArray[np.uint32]:

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import stats
 
 from razor_ray.config import SampleConfig
-from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction, difficulty, reach
+from razor_ray.window import Levels, Window, auto_focus, auto_sharpness, contradicted_fraction, difficulty, passes
 
 FLOATS = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=80)
 
@@ -109,7 +109,7 @@ def test_auto_by_hand():
     assert [difficulty(each) for each in (0.0, 0.1, 0.2, 0.9)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
     assert auto_focus(0.1, 0.2) == auto_focus(0.1, 0.6) == pytest.approx(math.exp(-1.26))
     assert auto_focus(0.1, 0.1) == pytest.approx(math.exp(-0.63))
-    assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.7
+    assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.75
     assert auto_sharpness(0.1, 0.2) == auto_sharpness(0.1, 0.4) == pytest.approx(7.0)
     assert auto_sharpness(0.1, 0.1) == pytest.approx(3.5)
     assert [auto_sharpness(keep, 0.2) for keep in (0.01, 0.5, 1.0)] == pytest.approx([70.0, 1.4, 0.7])
@@ -119,37 +119,44 @@ def test_auto_by_hand():
     assert Window.of(SampleConfig(focus=0.4, gamma=0.0), 0.1, 0.2) == Window(0.4, 0.0)
 
 
-def test_a_longer_training_reaches_further():
-    # A quarter of the samples for as many steps is as much as half of them for as many epochs.
-    assert [reach(keep, "epochs") for keep in (0.01, 0.25, 1.0)] == [0.01, 0.25, 1.0]
-    assert [reach(keep, "steps") for keep in (0.01, 0.25, 1.0)] == [0.1, 0.5, 1.0]
+def test_a_longer_training_wants_harder_samples_by_hand():
+    assert [passes(keep, "epochs") for keep in (0.01, 0.25, 1.0)] == [1.0, 1.0, 1.0]
+    assert [passes(keep, "steps") for keep in (0.01, 0.3, 0.5, 1.0)] == pytest.approx([10 / 3, 10 / 3, 2.0, 1.0])
     longer = SampleConfig(trained_for="steps")
-    window = Window.of(longer, 0.25, 0.2)
-    assert window == Window.of(SampleConfig(), 0.5, 0.2)
-    assert (window.focus, window.sharpness) == pytest.approx((math.exp(-0.7), 1.4))
+    window = Window.of(longer, 1 / 32, 0.2)  # the fifth root of which is a half
+    assert (window.focus, window.sharpness) == pytest.approx((math.exp(-0.7), 0.7 * 32 * 10 / 3))
+    window = Window.of(longer, 0.3, 0.2)
+    assert (window.focus, window.sharpness) == pytest.approx((math.exp(-1.4 * (1 - 0.3**0.2)), 0.7 / 0.09))
+    assert Window.of(longer, 1.0, 0.2) == Window.of(SampleConfig(), 1.0, 0.2)
     given_both = SampleConfig(trained_for="steps", focus=0.4, gamma=3.0)
     assert Window.of(given_both, 0.25, 0.2) == Window(0.4, 3.0)
 
 
-@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1), st.floats(0, 1))
-def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more):
+@given(st.floats(0.001, 1), st.floats(0.001, 1), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["epochs", "steps"]))
+def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more, trained_for):
     low, high = sorted((one, other))
     some, more = sorted((some, more))
-    assert 0 < auto_focus(low, some) <= auto_focus(high, some) <= 0.7
-    assert auto_focus(low, more) <= auto_focus(low, some)
-    assert auto_sharpness(low, some) >= auto_sharpness(high, some) >= 0
-    assert auto_sharpness(low, more) >= auto_sharpness(low, some)
+    assert 0 < auto_focus(low, some, trained_for) <= auto_focus(high, some, trained_for) <= 0.75
+    assert auto_focus(low, more, trained_for) <= auto_focus(low, some, trained_for)
+    assert auto_sharpness(low, some, trained_for) >= auto_sharpness(high, some, trained_for) >= 0
+    assert auto_sharpness(low, more, trained_for) >= auto_sharpness(low, some, trained_for)
 
 
-@pytest.mark.parametrize("rho", [0.0, -0.3, 30, math.nan])
-def test_a_reach_out_of_range_is_refused(rho):
+@given(st.floats(0.001, 1), st.floats(0, 1))
+def test_auto_is_harder_and_sharper_the_longer_the_training(keep, contradicted):
+    assert auto_focus(keep, contradicted, "epochs") <= auto_focus(keep, contradicted, "steps")
+    assert auto_sharpness(keep, contradicted, "epochs") <= auto_sharpness(keep, contradicted, "steps")
+
+
+@pytest.mark.parametrize("keep", [0.0, -0.3, 30, math.nan])
+def test_rules_refuse_what_is_out_of_range(keep):
     for rule in (auto_focus, auto_sharpness):
-        with pytest.raises(ValueError, match="rho must be in"):
-            rule(rho, 0.2)
+        with pytest.raises(ValueError, match="keep_fraction must be in"):
+            rule(keep, 0.2)
         with pytest.raises(ValueError, match="contradicted_fraction must be in"):
             rule(0.5, -0.1)
-    with pytest.raises(ValueError, match="'epochs' or 'steps', got 'step'"):
-        reach(0.5, "step")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="'epochs' or 'steps', got 'step'"):
+            rule(0.5, 0.2, "step")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
