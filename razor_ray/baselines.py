@@ -46,14 +46,14 @@ def random_balanced(samples: Samples, budget: int, seed: int) -> NDArray[np.bool
     return first_of_groups(_random_order(samples, seed), of_class, quota)
 
 
-def hardest_first(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
-    """Keep the hardest, by `samples.hardness`.
+def hardest_first(samples: Samples, budget: int, seed: int, *, hardness: str | None = None) -> NDArray[np.bool_]:
+    """Keep the hardest, by the score `hardness`, that of `samples` unless it is given.
 
     References
     ----------
     Paul et al., Deep Learning on a Data Diet, NeurIPS 2021, for EL2N.
     """
-    return _highest(samples, samples.hardness, budget, seed)
+    return _highest(samples, hardness or samples.hardness, budget, seed)
 
 
 def forgetting(samples: Samples, budget: int, seed: int) -> NDArray[np.bool_]:
@@ -84,6 +84,7 @@ def ccs(
     *,
     tail: float | None = None,
     num_strata: int = 50,
+    hardness: str | None = None,
 ) -> NDArray[np.bool_]:
     """Coverage-centric coreset selection: the hardest are cut off, the rest is covered evenly over its scores.
 
@@ -93,13 +94,15 @@ def ccs(
     Parameters
     ----------
     samples, budget, seed
-        As for every method; the score is `samples.hardness` (the authors have AUM for CIFAR, and report that others do
-        about as well).
+        As for every method.
     tail : float, optional
         Fraction of the samples that are cut off (the paper's beta), never so many that the budget cannot be met. The
         default is what the authors found best for CIFAR-10: 0.3 if at most 10 % are kept, 0.1 if at most 30 %, else 0.
     num_strata : int
         The paper's k.
+    hardness : str, optional
+        The score; that of `samples` unless it is given. (The authors have AUM for CIFAR, and report that others do
+        about as well.)
 
     Raises
     ------
@@ -116,7 +119,7 @@ def ccs(
     num_samples = len(samples.ids)
     tail = _authors_tail(num_samples, budget) if tail is None else tail
     num_cut = min(int(tail * num_samples + 1e-9), num_samples - budget)
-    values = samples.column(samples.hardness)
+    values = samples.column(hardness or samples.hardness)
     rest = _hardest_order(samples, values, seed)[num_cut:]  # (M,)
     low, high = values[rest].min(), values[rest].max()
     stratum = np.zeros(num_samples, np.int64)
@@ -143,10 +146,11 @@ def ccs_per_class(
     *,
     tail: float | None = None,
     num_strata: int = 50,
+    hardness: str | None = None,
 ) -> NDArray[np.bool_]:
     """`ccs` inside every class; the default tail is of the whole budget, the same in all."""
     tail = _authors_tail(len(samples.ids), budget) if tail is None else tail
-    return per_class(ccs)(samples, budget, seed, tail=tail, num_strata=num_strata)
+    return per_class(ccs)(samples, budget, seed, tail=tail, num_strata=num_strata, hardness=hardness)
 
 
 def _authors_tail(num_samples: int, budget: int) -> float:
@@ -194,7 +198,8 @@ def dual(samples: Samples, budget: int, seed: int, *, exponent: float = 4.0) -> 
     samples, budget, seed
         As for every method.
     exponent : float
-        The paper's c_D; 4 is the default of the authors' code for CIFAR. (An earlier state of it added 2 to that.)
+        The paper's c_D; 4 is the default of the authors' code, which is for CIFAR-10 and CIFAR-100 and takes the latter
+        unless told. (An earlier state of it added 2 to that.)
 
     Raises
     ------

@@ -224,7 +224,8 @@ class SampleConfig:
     samples, so 1 / keep_fraction times the epochs. A longer training can use harder samples; focus and gamma follow."""
     focus: float | Auto = "auto"
     """The level of hardness that is kept with the best chance; a sample's level is the share of all samples that are
-    easier, 0 to 1. 'auto': higher as the budget grows, lower the more labels the proxy contradicts, up to a fifth."""
+    easier, 0 to 1. 'auto': higher as the budget grows and for equal steps, lower the more labels the proxy contradicts,
+    up to a fifth."""
     gamma: float | Auto = "auto"
     """The razor's sharpness, 0 to 1e6: at level u the chance goes as (u^m (1 - u)^(1 - m))^gamma, m the focus, as far
     as that leaves a class something to choose from. 0: the same chance at every level. 'auto': up to

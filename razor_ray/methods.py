@@ -51,7 +51,7 @@ def resolve(
     ----------
     name : str
         A key of METHODS, and behind a colon, if at all, settings `name=value`, parted by commas. Those of 'razor' are
-        the fields of WeighConfig and SampleConfig, those of the others their functions' parameters.
+        the fields of WeighConfig and SampleConfig, and `hardness`; those of the others their functions' parameters.
     weigh, sample, threshold, earlier
         Of 'razor', as `gamma_razor` takes them; settings in its name come on top.
     has_rounds : bool
@@ -80,9 +80,12 @@ def resolve(
         _check(name, METHODS[kind], settings)
         return functools.partial(METHODS[kind], **settings)
     weigh, sample = weigh or WeighConfig(), sample or SampleConfig()
+    hardness = settings.pop("hardness", None)
+    _check(name, gamma_razor, {"hardness": hardness})
     of_weigh = {key: value for key, value in settings.items() if key in (field.name for field in fields(weigh))}
     of_sample = {key: value for key, value in settings.items() if key not in of_weigh}
-    _check_known(name, of_sample, [field.name for part in (weigh, sample) for field in fields(part)])
+    known = [field.name for part in (weigh, sample) for field in fields(part)]
+    _check_known(name, of_sample, [*known, "hardness"])
     if has_rounds and (fixed := sorted(of_weigh.keys() - set(OF_QUOTAS_ALONE))):
         raise ValueError(
             f"{name}: the proxy of the run learned in rounds by other weights than with this {fixed[0]}. Leave it "
@@ -94,6 +97,7 @@ def resolve(
         sample=_with(name, sample, of_sample),
         threshold=threshold,
         earlier=earlier,
+        hardness=hardness,
     )
 
 

@@ -89,13 +89,14 @@ def gamma_razor(
     sample: SampleConfig | None = None,
     threshold: float | None = None,
     earlier: Sequence[Mapping[int, float]] = (),
+    hardness: str | None = None,
 ) -> NDArray[np.bool_]:
     """Choose by gamma-Razor: interclass sampling gives each class its quota, intraclass sampling fills it.
 
     Parameters
     ----------
     samples : Samples
-        With the scores `loss`, `margin`, `correct` and that which `hardness` names, and, for k-means, embeddings.
+        With the scores `loss`, `margin`, `correct` and that which ranks, and, for k-means, embeddings.
     budget : int
         Samples to keep, 1..N.
     seed : int
@@ -106,6 +107,8 @@ def gamma_razor(
         The ISPL threshold in nats; without it the configured quantile of the losses.
     earlier : sequence of mappings of label to float
         Effective counts of the classes in earlier ISPL rounds; classes are weighed by the mean over all rounds.
+    hardness : str, optional
+        The score that ranks samples; that of `samples` unless it is given.
 
     Returns
     -------
@@ -126,15 +129,16 @@ def gamma_razor(
     classes = _classes(samples)
     quotas = interclass_quotas(samples, budget, weigh=weigh, threshold=threshold, earlier=earlier)
     loss, margin = samples.column("loss"), samples.column("margin")
-    hardness = samples.column(samples.hardness)
+    ranked_by = hardness or samples.hardness
+    hard = samples.column(ranked_by)
     contradicted = contradicted_fraction(samples.column(schema.average_margin(samples.scores)))
     window = Window.of(sample, budget / len(samples.ids), contradicted)
-    counted = from_zero(hardness, samples.hardness)
+    counted = from_zero(hard, ranked_by)
     log_weight = window.log_weights(Levels.counted(counted).of(counted))
     keep = np.zeros(len(samples.ids), bool)
     for label, rows in classes:
         keep[rows] = sampling.sample_class(
-            hardness=hardness[rows],
+            hardness=hard[rows],
             log_weight=log_weight[rows],
             embedding=None if samples.embedding is None else samples.embedding[rows],
             ids=samples.ids[rows],

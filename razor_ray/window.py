@@ -24,8 +24,10 @@ from razor_ray.config import SampleConfig, TrainedFor, check_keep_fraction
 
 _DROPPED_BITS = 12
 """Of a float32's 32: values that differ in these only, by less than a part in two thousand, are one level."""
-_FEW_FOR_LONG = 1 / 5
-"""What is left, as an exponent, of how few the samples are where they are trained on for long."""
+_FEWNESS: dict[TrainedFor, float] = {"epochs": 1.0, "steps": 0.2}
+"""Exponent of the fraction that is kept: for so long a training, how much it matters that samples are few."""
+_HIGHEST_FOCUS: dict[TrainedFor, float] = {"epochs": 0.7, "steps": 0.75}
+"""Above, it was too hard even for easy data, or was not measured (docs/experiments.md)."""
 _MOST_PASSES = 10 / 3
 
 
@@ -177,12 +179,12 @@ def difficulty(contradicted_fraction: float) -> float:
 
 
 def auto_focus(keep_fraction: float, contradicted_fraction: float, trained_for: TrainedFor = "epochs") -> float:
-    """The level to keep most of: exp(-1.4 d (1 - ρ)), but at most 0.75. Ours.
+    """The level to keep most of: exp(-1.4 d (1 - ρ)), but at most 0.7, for equal steps 0.75. Ours.
 
     d is the `difficulty` of the data, ρ how far a training on the budget gets, of one on everything: the fraction r of
     the samples for equal epochs, r^(1/5) for equal steps, which are nearly as good as more samples. The harder the
     data, the more of its levels are out of a small budget's reach; the more samples and steps, the harder may be what
-    they are spent on. Above 0.75 it was too hard even for easy data (docs/experiments.md).
+    they are spent on (docs/experiments.md).
 
     Parameters
     ----------
@@ -204,8 +206,8 @@ def auto_focus(keep_fraction: float, contradicted_fraction: float, trained_for: 
         If a fraction is out of range, or `trained_for` is neither.
     """
     _check_budget(keep_fraction, trained_for)
-    rho = keep_fraction ** (_FEW_FOR_LONG if trained_for == "steps" else 1)
-    return min(math.exp(-1.4 * difficulty(contradicted_fraction) * (1 - rho)), 0.75)
+    rho = keep_fraction ** _FEWNESS[trained_for]
+    return min(math.exp(-1.4 * difficulty(contradicted_fraction) * (1 - rho)), _HIGHEST_FOCUS[trained_for])
 
 
 def auto_sharpness(keep_fraction: float, contradicted_fraction: float, trained_for: TrainedFor = "epochs") -> float:

@@ -31,6 +31,11 @@ def test_a_name_alone_is_the_method_as_it_is():
         np.testing.assert_array_equal(resolve(name)(given_samples, 90, 1), method(given_samples, 90, 1))
 
 
+def ranked_by(score, method):
+    """The method where the samples come ranked by another score."""
+    return lambda samples, budget, seed: method(replace(samples, hardness=score), budget, seed)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -46,6 +51,11 @@ def test_a_name_alone_is_the_method_as_it_is():
         )),
         ("razor:clustering=none", partial(gamma_razor, sample=SampleConfig(clustering="none"))),
         ("razor:scheme=hard,quantile=0.9", partial(gamma_razor, weigh=WeighConfig(scheme="hard", quantile=0.9))),
+        ("ccs:hardness=dyn_unc", ranked_by("dyn_unc", baselines.ccs)),
+        ("ccs_per_class:hardness=dyn_unc", ranked_by("dyn_unc", baselines.per_class(baselines.ccs))),
+        ("hardest:hardness=dyn_unc", ranked_by("dyn_unc", baselines.hardest_first)),
+        ("razor:hardness=dyn_unc", ranked_by("dyn_unc", gamma_razor)),
+        ("razor:hardness=dual,gamma=9", ranked_by("dual", partial(gamma_razor, sample=SampleConfig(gamma=9.0)))),
     ],
 )  # fmt: skip
 def test_settings_are_passed_on(name, expected):
@@ -76,10 +86,15 @@ def test_settings_of_a_name_come_on_top_of_those_of_the_comparison():
     [
         ("razr", "there is no method 'razr'. Methods: razor, random,"),
         ("", "there is no method ''"),
-        ("ccs:tial=0.1", r"ccs:tial=0.1: there is no setting 'tial' \(there are: tail, num_strata\)"),
-        ("ccs_per_class:samples=3", r"there is no setting 'samples' \(there are: tail, num_strata\)"),
+        ("ccs:tial=0.1", r"ccs:tial=0.1: there is no setting 'tial' \(there are: tail, num_strata, hardness\)"),
+        ("ccs_per_class:samples=3", r"there is no setting 'samples' \(there are: tail, num_strata, hardness\)"),
         ("random:seed=1", r"there is no setting 'seed' \(it has none\)"),
-        ("razor:threshold=1", r"no setting 'threshold' \(there are: scheme, .*tail, trained_for, focus, gamma"),
+        (
+            "razor:threshold=1",
+            r"no setting 'threshold' \(there are: scheme, .*tail, trained_for, focus, gamma, hardness\)",
+        ),
+        ("razor:hardness=3", r"razor:hardness=3: hardness must be str \| None, got 3"),
+        ("dual:hardness=aum", "dual:hardness=aum: there is no setting 'hardness'"),
         ("ccs:tail=much", r"ccs:tail=much: tail must be float \| None, got 'much'"),
         ("ccs:num_strata=2.5", "num_strata must be int, got 2.5"),
         ("razor:tail=2", r"razor:tail=2: sample.tail must be in \[0, 1\)"),

@@ -36,7 +36,7 @@ def test_what_the_proxy_contradicted_over_all_epochs_decides_the_window(samples)
     never = with_scores(samples, aum=np.full(900, -1.0))  # another class was never ahead, whatever one pass says
     often = with_scores(samples, aum=np.where(np.arange(900) % 2, 1.0, -1.0))  # in a half of all
     for given, budget, trained_for, focus, gamma in (
-        (never, 90, "epochs", 0.75, 0.0),
+        (never, 90, "epochs", 0.7, 0.0),
         (often, 90, "epochs", math.exp(-1.4 * 0.9), 7.0),
         (often, 225, "epochs", math.exp(-1.4 * 0.75), 2.8),
         (often, 225, "steps", math.exp(-1.4 * (1 - 0.25**0.2)), 0.7 * 10 / 3 / 0.25),

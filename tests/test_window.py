@@ -109,7 +109,8 @@ def test_auto_by_hand():
     assert [difficulty(each) for each in (0.0, 0.1, 0.2, 0.9)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
     assert auto_focus(0.1, 0.2) == auto_focus(0.1, 0.6) == pytest.approx(math.exp(-1.26))
     assert auto_focus(0.1, 0.1) == pytest.approx(math.exp(-0.63))
-    assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.75
+    assert auto_focus(1.0, 0.2) == auto_focus(0.1, 0.0) == 0.7
+    assert auto_focus(1.0, 0.2, "steps") == auto_focus(0.1, 0.0, "steps") == 0.75
     assert auto_sharpness(0.1, 0.2) == auto_sharpness(0.1, 0.4) == pytest.approx(7.0)
     assert auto_sharpness(0.1, 0.1) == pytest.approx(3.5)
     assert [auto_sharpness(keep, 0.2) for keep in (0.01, 0.5, 1.0)] == pytest.approx([70.0, 1.4, 0.7])
@@ -127,7 +128,7 @@ def test_a_longer_training_wants_harder_samples_by_hand():
     assert (window.focus, window.sharpness) == pytest.approx((math.exp(-0.7), 0.7 * 32 * 10 / 3))
     window = Window.of(longer, 0.3, 0.2)
     assert (window.focus, window.sharpness) == pytest.approx((math.exp(-1.4 * (1 - 0.3**0.2)), 0.7 / 0.09))
-    assert Window.of(longer, 1.0, 0.2) == Window.of(SampleConfig(), 1.0, 0.2)
+    assert auto_sharpness(1.0, 0.2, "steps") == auto_sharpness(1.0, 0.2)  # where both are the same training
     given_both = SampleConfig(trained_for="steps", focus=0.4, gamma=3.0)
     assert Window.of(given_both, 0.25, 0.2) == Window(0.4, 3.0)
 
@@ -136,7 +137,8 @@ def test_a_longer_training_wants_harder_samples_by_hand():
 def test_auto_is_easier_and_sharper_as_the_budget_falls(one, other, some, more, trained_for):
     low, high = sorted((one, other))
     some, more = sorted((some, more))
-    assert 0 < auto_focus(low, some, trained_for) <= auto_focus(high, some, trained_for) <= 0.75
+    highest = {"epochs": 0.7, "steps": 0.75}[trained_for]
+    assert 0 < auto_focus(low, some, trained_for) <= auto_focus(high, some, trained_for) <= highest
     assert auto_focus(low, more, trained_for) <= auto_focus(low, some, trained_for)
     assert auto_sharpness(low, some, trained_for) >= auto_sharpness(high, some, trained_for) >= 0
     assert auto_sharpness(low, more, trained_for) >= auto_sharpness(low, some, trained_for)

@@ -248,10 +248,11 @@ def _check_methods(config: CompareConfig, samples: Samples) -> None:
         np.concatenate([np.flatnonzero(samples.label == label)[:2] for label in np.unique(samples.label)])
     )
     for name in config.methods:
+        method = methods.resolve(name)
         if _is_razor(name):  # whose losses are to be judged all together: see `_check_quotas`
-            samples.column(samples.hardness)
+            samples.column(method.keywords["hardness"] or samples.hardness)
         else:
-            methods.resolve(name)(few, len(few.ids), 0)
+            method(few, len(few.ids), 0)
 
 
 def _check_quotas(missing: list[Cell], config: CompareConfig, data: Data) -> None:

@@ -614,6 +614,8 @@ def test_images_and_scores_must_fit_the_object_store(run, tmp_path, capfd, monke
     [
         (["--methods", "guess"], "there is no method 'guess'. Methods: razor, random,"),
         (["--methods", "dual"], "there is no score 'dual'"),  # the proxy was given: nobody saw it learn
+        (["--methods", "ccs:hardness=aum"], "there is no score 'aum'"),
+        (["--methods", "razor:hardness=aum"], "there is no score 'aum'"),
         (
             ["--methods", "razor", "--weigh.class-floor", "20", "--keep-fractions", "0.1"],
             "razor at 10 %: a floor of 20",
