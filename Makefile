@@ -64,7 +64,7 @@ test-jobs: setup
 test-system-others: setup
 	@$(TEST_ENV) $(RUN) -m pytest -q -m 'system and not long' $(JOBS:%=--ignore=%) --durations=5
 
-test-long: setup ## before a release: runs that lose nodes, workers or a driver, or are asked to stop; every benchmark, tiny
+test-long: setup ## before a release: runs that lose nodes, workers or a driver, or are asked to stop; every benchmark, tiny; the alarm on all of CIFAR-10
 	@echo "== long tests: pytest -m long"
 	@$(TEST_ENV) $(RUN) -m pytest -m long
 
