@@ -30,8 +30,12 @@ NUM_SHARDS = 4
 
 
 def main(folder: Path) -> int:
-    """Write the digits, prune them, train twice, print a table."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write the digits, prune them, train twice, print a table; in place of an earlier demo, and of nothing else."""
+    if folder.exists() and not (folder / "digits").is_dir() and any(folder.iterdir()):
+        print(f"{folder} holds something else than a demo. Name another folder.", file=sys.stderr)
+        return 2
+    for name in ("digits", "run", "train-all", "train-subset"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     write_digits(folder)
     test = ["--eval", f"{folder}/digits/test", "--epochs", str(EPOCHS)]
     commands = [

@@ -28,7 +28,7 @@ from sklearn.metrics import roc_auc_score
 from razor_ray import schema, sources, weights
 from razor_ray.config import InputConfig, PruneConfig, from_dict
 from razor_ray.methods import METHODS
-from razor_ray.run_store import CONFIG, RunStore
+from razor_ray.run_store import CONFIG, RunStore, check_apart
 from razor_ray.selection import Method, gamma_razor
 from razor_ray.stages.compare import read_samples
 
@@ -208,6 +208,7 @@ def _shards(path: str) -> Iterator[tuple[str, pa.Table]]:
 
 def _write(path: str, output: str, change: Callable[[pa.Table, slice], pa.Table]) -> float:
     """Write every shard as `change` makes it of (its table, its rows in the input); gives the share of wrong labels."""
+    check_apart(path, output)
     folder = Path(output)
     start = num_wrong = num_samples = 0
     for name, table in _shards(path):

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from razor_ray import headers, listing, schema
+from razor_ray import headers, listing, retry, schema
 from razor_ray.config import InputConfig
 from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
 
@@ -28,11 +27,6 @@ _FILES_PER_SHARD = 1000
 _IMAGES_READ_AT_ONCE = 100
 _READERS = 8
 """Threads that read files, which on an object store mostly wait."""
-
-_PAUSES = (0.5, 2.0)
-"""Seconds before a file or a list that a store failed to give is asked for again."""
-
-_NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 _FROM = " files from "
 _MOST_NAMED = 5
@@ -227,8 +221,8 @@ def _list_run(source: Source, shard: int) -> list[_File]:
     """The files of a run, as they are now. Of a store that fails, and goes on failing, it raises OSError."""
     count, _, first = source.paths[shard].partition(_FROM)
     try:
-        files = _ask(lambda: _list_from(source, first, int(count)))
-    except (pa.ArrowException, *_NOT_THERE) as error:
+        files = retry.ask(lambda: _list_from(source, first, int(count)))
+    except (pa.ArrowException, *retry.NOT_THERE) as error:
         raise InputError(f"the {source.paths[shard]} cannot be listed: {error}") from error
     if _fingerprint(files) != source.fingerprints[shard]:
         raise InputError(
@@ -273,21 +267,9 @@ def _read_file(source: Source, file: _File) -> tuple[bytes | None, str | None]:
             return stream.read()
 
     try:
-        return _ask(content), None
-    except _NOT_THERE:
+        return retry.ask(content), None
+    except retry.NOT_THERE:
         return None, "image file cannot be read"
-
-
-def _ask(ask: Callable[[], T]) -> T:
-    """What a store answers, asked again when it fails: what passes must not become a quarantine, which is for good."""
-    for pause in _PAUSES:
-        try:
-            return ask()
-        except _NOT_THERE:
-            raise
-        except OSError:
-            time.sleep(pause)
-    return ask()
 
 
 def _id(path: str, config: InputConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 _RAPL = Path("/sys/class/powercap")
@@ -16,29 +17,33 @@ def counters(rapl: Path = _RAPL) -> dict[str, tuple[float, float]]:
     Returns
     -------
     dict
-        Name to (joules since some moment, joules at which the counter starts again at 0).
+        Name to (joules since some moment, joules at which the counter starts again at 0, infinite if it does not).
     """
     return _rapl_counters(rapl) | _nvml_counters()
 
 
 def joules_between(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> float | None:
-    """Joules used between two readings; None if no counter was there both times.
+    """Joules used between two readings; None if no counter was there both times, or one has lost what it had counted.
 
     >>> joules_between({"package-0": (90.0, 100.0)}, {"package-0": (15.0, 100.0)})
     25.0
     """
-    both = before.keys() & after.keys()
-    if not both:
-        return None
-    return sum((after[name][0] - before[name][0]) % after[name][1] for name in sorted(both))
+    used = []
+    for name in sorted(before.keys() & after.keys()):
+        (joules_before, _), (joules, limit) = before[name], after[name]
+        if joules < joules_before and limit == math.inf:
+            return None  # its driver was loaded anew in between
+        used.append((joules - joules_before) % limit)
+    return sum(used) if used else None
 
 
 def _rapl_counters(rapl: Path) -> dict[str, tuple[float, float]]:
     found = {}
     for folder in sorted(rapl.glob("intel-rapl:[0-9]*")):
-        if folder.name.count(":") > 1:
-            continue  # a part of a package, such as its cores: counted there already
         try:
+            # Not parts of a package, such as its cores, nor the whole board: what they use would count twice.
+            if not (folder / "name").read_text().startswith("package"):
+                continue
             micro = float((folder / "energy_uj").read_text())
             limit = float((folder / "max_energy_range_uj").read_text())
         except (OSError, ValueError):

@@ -126,14 +126,19 @@ def _keep(store: RunStore, own: Holder, interval: float, ended: threading.Event,
     beat = 0
     while not ended.wait(interval):
         beat += 1
-        # A store that does not answer for a moment is no reason to end a run; the next heartbeat tells more.
-        with suppress(OSError):
-            try:
-                _confirm(store, own)
-            except StoppedError as error:
-                stop(error)
-                return
+        try:
+            _confirm(store, own)
             _write(store, replace(own, beat=beat))
+        except StoppedError as error:
+            stop(error)
+            return
+        except HeldError as error:  # by another version
+            stop(StoppedError(str(error)))
+            return
+        except Exception:
+            # A store that does not answer for a moment is no reason to end a run; the next heartbeat tells more. And
+            # whatever it is: without a heart that beats another run would take the folder for free.
+            continue
 
 
 def _confirm(store: RunStore, own: Holder) -> None:
@@ -147,7 +152,7 @@ def _confirm(store: RunStore, own: Holder) -> None:
 
 
 def _release(store: RunStore, own: Holder) -> None:
-    with suppress(OSError):
+    with suppress(OSError, HeldError):
         found = _read(store)
         if found is not None and found.token == own.token:
             store.filesystem.delete_file(store.path(LEASE))

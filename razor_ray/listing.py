@@ -39,11 +39,7 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[pafs.FileInfo]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            try:
-                entry.name.encode()
-            except UnicodeEncodeError as error:
-                name = os.fsencode(entry.path).decode(errors="backslashreplace")
-                raise InputError(f"{name} is not a name in UTF-8. Rename it.") from error
+            _checked(entry.path)
             if entry.is_symlink() and not os.path.exists(entry.path):  # nor of links that lead to each other
                 yield pafs.FileInfo(entry.path, pafs.FileType.File)
             elif entry.is_dir():
@@ -52,6 +48,16 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[pafs.FileInfo]:
             elif entry.is_file():
                 found = entry.stat()
                 yield pafs.FileInfo(entry.path, pafs.FileType.File, size=found.st_size, mtime_ns=found.st_mtime_ns)
+
+
+def _checked(path: str) -> str:
+    """The path, if it is in UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        raise InputError(f"{name} is not a name in UTF-8. Rename it.") from error
+    return path
 
 
 def _is_above(folder: str, paths: tuple[str, ...]) -> bool:
@@ -63,7 +69,7 @@ def matching(filesystem: pafs.FileSystem, pattern: str) -> tuple[str, list[pafs.
     """Files that match a glob, and the folder before its first wildcard."""
     base = base_of(pattern)
     if isinstance(filesystem, pafs.LocalFileSystem) and "**" not in pattern.split("/"):
-        infos = [_of_link(path) or filesystem.get_file_info(path) for path in glob.glob(pattern)]
+        infos = [_of_link(path) or filesystem.get_file_info(_checked(path)) for path in glob.glob(pattern)]
         return base, _visible(infos, base)
     expression = _glob_expression(pattern)
     return base, [info for info in in_folder(filesystem, base) if expression.fullmatch(info.path)]

@@ -29,7 +29,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from razor_ray import config as configuration
-from razor_ray import listing
+from razor_ray import fsspec_store, listing
 
 COMMIT = ".commit.json"
 CONFIG = "config.json"
@@ -77,7 +77,7 @@ def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         raise ValueError(f"cannot open {uri}: a package is missing here. {error}.") from error
     except (ValueError, OSError) as error:
         raise ValueError(f"cannot open {uri}: {error}. {_TAKES}") from error
-    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
+    return pafs.PyFileSystem(fsspec_store.Handler(filesystem)), path
 
 
 def check_apart(read: str, written: str) -> None:

@@ -29,7 +29,7 @@ _LOCAL_BUFFER, _REMOTE_BUFFER = 2**13, 2**23
 _BROKEN = (
     # What tarfile and gzip are known to raise on files that are no tars, or are damaged. An OSError may pass by itself.
     *(tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowException),
-    *(ValueError, OverflowError, IndexError, RecursionError, MemoryError),
+    *(ValueError, OverflowError, IndexError, RecursionError),
 )
 
 

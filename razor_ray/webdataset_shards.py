@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from razor_ray import headers, schema
+from razor_ray import headers, retry, schema
 from razor_ray.config import LABEL, InputConfig
 from razor_ray.shards import InputError, Piece, ShardFacts, Source, check_batch_bytes
 from razor_ray.tar_stream import Tar, is_plain, members_of, open_tar
@@ -39,7 +39,9 @@ CLASS_NAMES = "class_names.json"
 _SAMPLES_PER_GROUP = 128
 _IMAGES_READ_AT_ONCE = 100
 _MAX_TEXT_BYTES = 2**20
-"""Of a label or a .json member; more is no label."""
+"""Of a .cls or .json member; more holds no label."""
+_MAX_LABEL = 1000
+"""Characters: the distinct labels of all shards are in memory at once."""
 
 
 @dataclass(slots=True)
@@ -76,6 +78,8 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     ------
     InputError
         If it cannot be walked to its end, a key comes back after others, no sample has an image or none a label.
+    OSError
+        If its store fails, and goes on failing.
     """
     path = source.paths[shard]
     if config.id_column not in (None, "key", "name"):
@@ -83,8 +87,8 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
             f"WebDataset tars have no ids {config.id_column!r}. Pass --input.id-column key, or name for its last part."
         )
     try:
-        return _inspect(source, shard, config)
-    except OSError as error:
+        return retry.ask(lambda: _inspect(source, shard, config))
+    except (PermissionError, *retry.NOT_THERE) as error:
         raise InputError(
             f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or move it out of the input."
         ) from error
@@ -92,7 +96,7 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
 
 def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     path = source.paths[shard]
-    keys: set[str] = set()
+    keys: set[bytes] = set()
     labels: Counter[str | None] = Counter()
     problems: Counter[str] = Counter()
     images, beginnings, group_offsets, num_images, no_label = [], [], [], 0, None
@@ -101,12 +105,14 @@ def _inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
         for row, sample in enumerate(
             _samples(tar, config, lambda row: row < headers.NUM_PROBED, headers.MAX_PROBED_BYTES)
         ):
-            if sample.key in keys:
+            # Hashes, since a tar may have millions, and names as long as it likes.
+            key = hashlib.blake2b(sample.key.encode(), digest_size=16).digest()
+            if key in keys:
                 raise InputError(
                     f"shard {path}: key {sample.key!r} comes back at sample {row}, after others. The members of a "
                     "sample must lie side by side, and no two samples may have one key. Write the tar sorted by name."
                 )
-            keys.add(sample.key)
+            keys.add(key)
             labels[sample.label] += 1
             no_label = no_label or sample.no_label
             num_images += sample.image_path is not None
@@ -147,25 +153,49 @@ def read(source: Source, piece: Piece, config: InputConfig, batch_size: int) -> 
     """
     assert piece.offset or not piece.first_row, "a tar is entered where a group begins"
     num_read = 0
-    with open_tar(source, piece.shard_id, piece.offset) as tar:
-        samples = itertools.islice(_samples(tar, config, lambda row: True), piece.num_rows)
-        while batch := _take(samples, batch_size, piece.path):
-            num_read += len(batch)
-            yield _table(batch, piece.path, config)
+    for batch in retry.stream(lambda given: _batches(source, piece, config, batch_size, given)):
+        num_read += len(batch)
+        yield _table(batch, piece.path, config)
     if num_read < piece.num_rows:
-        raise InputError(f"shard {piece.path} is shorter than it was. Leave the input as it is while it is read.")
+        raise _shorter(piece.path)
+
+
+def _batches(source: Source, piece: Piece, config: InputConfig, batch_size: int, given: int) -> Iterator[list[_Sample]]:
+    """The samples of a piece, but for the first of them, that were given already."""
+    with open_tar(source, piece.shard_id, piece.offset) as tar:
+        samples = itertools.islice(_samples(tar, config, lambda row: row >= given), given, piece.num_rows)
+        while batch := _take(samples, batch_size, piece.path):
+            yield batch
 
 
 def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: InputConfig) -> Iterator[pa.Table]:
-    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`."""
-    wanted = set(rows.tolist())
-    last = max(wanted, default=-1)
+    """Images of some rows of a shard, given in ascending order, some at a time, as `schema.READ_IMAGE`.
+
+    Raises
+    ------
+    InputError
+        If the tar is not as it was when it was catalogued.
+    """
+    num_read = 0
+    for batch in retry.stream(lambda given: _chosen(source, shard, rows[given:].tolist(), config)):
+        num_read += len(batch)
+        images = [sample.image for sample in batch]
+        yield pa.table([images, [sample.image_path for sample in batch]], schema=schema.READ_IMAGE)
+    if num_read < len(rows):
+        raise _shorter(source.paths[shard])
+
+
+def _chosen(source: Source, shard: int, rows: list[int], config: InputConfig) -> Iterator[list[_Sample]]:
+    wanted = set(rows)
     with open_tar(source, shard) as tar:
-        samples = itertools.islice(_samples(tar, config, wanted.__contains__), last + 1)
+        samples = itertools.islice(_samples(tar, config, wanted.__contains__), max(wanted, default=-1) + 1)
         chosen = (sample for row, sample in enumerate(samples) if row in wanted)
         while batch := _take_some(chosen):
-            images = [sample.image for sample in batch]
-            yield pa.table([images, [sample.image_path for sample in batch]], schema=schema.READ_IMAGE)
+            yield batch
+
+
+def _shorter(path: str) -> InputError:
+    return InputError(f"shard {path} is shorter than it was. Leave the input as it is while it is read.")
 
 
 def _take(samples: Iterator[_Sample], batch_size: int, path: str) -> list[_Sample]:
@@ -265,7 +295,10 @@ def _add_label(sample: _Sample, member: tarfile.TarInfo, suffix: str, tar: Tar, 
     else:
         content = tar.content(member, _MAX_TEXT_BYTES)
         try:
-            sample.labels[suffix] = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
+            label = _label_of_cls(content) if suffix == "cls" else _label_of_json(content, label_key)
+            if label is not None and len(label) > _MAX_LABEL:
+                raise _NoLabelError(f"the label is longer than {_MAX_LABEL:,} characters")
+            sample.labels[suffix] = label
         except _NoLabelError as error:
             sample.labels[suffix], sample.no_label = None, str(error)
 

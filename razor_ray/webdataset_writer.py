@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from razor_ray import headers
+from razor_ray.run_store import aside
 
 SAMPLES_PER_TAR = 5000
 
@@ -42,7 +43,10 @@ def write_tars(filesystem: pafs.FileSystem, path: str, folder: str) -> list[int]
     samples = _samples(filesystem, path)
     sample = next(samples, None)
     while sample is not None:
-        with filesystem.open_output_stream(f"{folder}/{name}-{len(counts):03d}.tar") as stream:
+        with (
+            aside(filesystem, f"{folder}/{name}-{len(counts):03d}.tar") as target,
+            filesystem.open_output_stream(target) as stream,
+        ):
             used: Counter[str] = Counter()
             with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT, bufsize=2**20) as tar:
                 while sample is not None and used.total() < SAMPLES_PER_TAR:

@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from razor_ray import class_folders, shards, sources
+from razor_ray import class_folders, retry, shards, sources
 from razor_ray.config import InputConfig
 from razor_ray.shards import InputError, Piece
 from tests.conftest import FailingStore, png, real_data
@@ -189,7 +189,7 @@ def test_files_that_cannot_be_read_have_a_reason_each(tmp_path, monkeypatch):
 @pytest.mark.parametrize("failing", [{0}, {0, 1}])
 def test_a_store_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, failing):
     put(tmp_path, "a/1.png")
-    monkeypatch.setattr(class_folders, "_PAUSES", (0, 0))
+    monkeypatch.setattr(retry, "PAUSES", (0, 0))
     source = dataclasses.replace(find(tmp_path), filesystem=pafs.PyFileSystem(FailingStore(failing)))
     table = next(sources.read(source, Piece(0, source.paths[0], 0, 1), InputConfig(path=str(tmp_path)), 1))
     assert table["image"].to_pylist() == [image(0)]
@@ -197,7 +197,7 @@ def test_a_store_that_fails_for_a_moment_costs_nothing(tmp_path, monkeypatch, fa
 
 def test_a_store_that_goes_on_failing_stops_the_run_and_quarantines_nothing(tmp_path, monkeypatch):
     put(tmp_path, "a/1.png", "a/2.png")
-    monkeypatch.setattr(class_folders, "_PAUSES", (0, 0))
+    monkeypatch.setattr(retry, "PAUSES", (0, 0))
     source = dataclasses.replace(find(tmp_path), filesystem=pafs.PyFileSystem(FailingStore(range(100))))
     with pytest.raises(OSError, match="503 Slow Down"):
         list(sources.read(source, Piece(0, source.paths[0], 0, 2), InputConfig(path=str(tmp_path)), 2))
@@ -206,7 +206,7 @@ def test_a_store_that_goes_on_failing_stops_the_run_and_quarantines_nothing(tmp_
 @pytest.mark.parametrize("num_failures", [1, 2, 3])
 def test_a_store_that_fails_to_list_is_asked_again(tmp_path, monkeypatch, num_failures):
     put(tmp_path, "a/1.png", "a/2.png")
-    monkeypatch.setattr(class_folders, "_PAUSES", (0, 0))
+    monkeypatch.setattr(retry, "PAUSES", (0, 0))
     config, found = InputConfig(path=str(tmp_path)), find(tmp_path)
     failures = [OSError("503 Slow Down")] * num_failures
 
@@ -274,6 +274,12 @@ def test_a_name_that_is_no_text(tmp_path):
     (tmp_path / "a" / os.fsdecode(b"caf\xe9.png")).write_bytes(image())
     with pytest.raises(InputError, match=r"caf\\xe9\.png is not a name in UTF-8"):
         find(tmp_path)
+
+
+def test_nor_is_one_that_a_glob_finds(tmp_path):
+    (tmp_path / os.fsdecode(b"caf\xe9.parquet")).touch()
+    with pytest.raises(InputError, match=r"caf\\xe9\.parquet is not a name in UTF-8"):
+        sources.find(InputConfig(path=f"{tmp_path}/*.parquet"))
 
 
 def test_an_unknown_id(tmp_path):

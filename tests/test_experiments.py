@@ -93,6 +93,16 @@ def test_datasets_keep_images_and_true_labels(experiments, digits, tmp_path):
     assert set(tail["image"].to_pylist()) <= set(digits["image"].to_pylist())
 
 
+def test_the_originals_are_not_written_over(experiments, digits, tmp_path):
+    path = write_shards(digits.slice(0, 60), tmp_path / "in", 1)
+    before = (path / "train-00000.parquet").read_bytes()
+    for output in (path, path / "deeper"):
+        with pytest.raises(ValueError, match="lies in --input"):
+            experiments.FlipLabels(input=str(path), output=str(output)).run()
+    assert [file.name for file in path.iterdir()] == ["train-00000.parquet"]
+    assert (path / "train-00000.parquet").read_bytes() == before
+
+
 def test_shards_of_one_name_in_two_folders_stay_two(experiments, digits, tmp_path):
     write_shards(digits.slice(0, 100), tmp_path / "in" / "a", 1)
     write_shards(digits.slice(100, 100), tmp_path / "in" / "b", 1)

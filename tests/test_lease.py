@@ -173,10 +173,11 @@ def test_of_newcomers_at_once_one_stays(store, seed):
     assert len(running) == 1
 
 
-def test_a_store_that_does_not_answer_for_a_moment_ends_no_run(store, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no answer"), RuntimeError("of a store that has errors of its own")])
+def test_a_store_that_does_not_answer_for_a_moment_ends_no_run(store, monkeypatch, error):
     write = lease._write
     with hold(store, never, interval=INTERVAL):
-        monkeypatch.setattr(lease, "_write", lambda *_: (_ for _ in ()).throw(OSError("no answer")))
+        monkeypatch.setattr(lease, "_write", lambda *_: (_ for _ in ()).throw(error))
         time.sleep(3 * INTERVAL)
         monkeypatch.setattr(lease, "_write", write)
         before = lease._read(store)
@@ -184,6 +185,13 @@ def test_a_store_that_does_not_answer_for_a_moment_ends_no_run(store, monkeypatc
         while lease._read(store) == before and time.monotonic() < end:
             time.sleep(INTERVAL)
         assert lease._read(store) != before
+
+
+def test_a_holder_that_another_version_has_taken_over_stops_its_run(store):
+    taken_over = pytest.raises(StoppedError, match="not written by this version")
+    with taken_over, interruptible() as stop, hold(store, stop, interval=INTERVAL):
+        store.write_json(lease.LEASE, asdict(elsewhere()) | {"colour": "blue"})
+        time.sleep(30)
 
 
 def test_a_lease_of_another_version_is_told(store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import json
@@ -14,16 +15,17 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from razor_ray import shards, sources, webdataset_shards
+from razor_ray import retry, shards, sources, tar_stream, webdataset_shards
 from razor_ray.config import InputConfig
 from razor_ray.labels import is_integer
 from razor_ray.shards import InputError
-from tests.conftest import png, real_data, write_tar
+from tests.conftest import FailingStore, png, real_data, write_tar
 
 few = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -452,3 +454,80 @@ def test_a_tar_that_has_gone(tmp_path):
         sources.inspect(source, 0, config)
     with pytest.raises(FileNotFoundError):  # an object store that fails may be back when the run goes on
         list(sources.read(source, shards.Piece(0, "a.tar", 0, 1), config, 4))
+
+
+# Stores that fail.
+
+
+def on_a_failing_store(path: Path, failing) -> tuple[shards.Source, FailingStore]:
+    store = FailingStore(failing)
+    found = sources.find(InputConfig(path=str(path)))
+    return dataclasses.replace(found, filesystem=pafs.PyFileSystem(store)), store
+
+
+@pytest.fixture(params=["tar", "tar.gz"])
+def of_ten(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(retry, "PAUSES", (0, 0))
+    monkeypatch.setattr(tar_stream, "_REMOTE_BUFFER", 512)  # so that a sample takes several reads
+    members = [member for number in range(10) for member in sample(f"{number}", number % 3, number)]
+    return write_tar(tmp_path / f"a.{request.param}", members, "w:gz" if request.param == "tar.gz" else "w")
+
+
+def test_a_store_that_fails_for_a_moment_costs_nothing(of_ten):
+    config = InputConfig(path=str(of_ten))
+    sound, counted = on_a_failing_store(of_ten, ())
+    facts = sources.inspect(sound, 0, config)
+    to_inspect = counted.num_calls
+    piece = shards.Piece(0, sound.paths[0], 0, 10)
+    expected = pa.concat_tables(sources.read(sound, piece, config, 3))
+    to_read = counted.num_calls - to_inspect
+    rows = np.array([1, 4, 8])
+    chosen = pa.concat_tables(sources.read_images(sound, 0, rows, config))
+    assert to_inspect > 3 and to_read > 3
+    for failing in range(to_inspect):
+        source, store = on_a_failing_store(of_ten, {failing})
+        assert sources.inspect(source, 0, config) == facts
+        assert store.num_calls > failing + 1
+    for failing in range(to_read):
+        for numbers in ({failing}, {failing, failing + 2}):
+            source, _ = on_a_failing_store(of_ten, numbers)
+            assert pa.concat_tables(sources.read(source, piece, config, 3)) == expected
+            source, _ = on_a_failing_store(of_ten, numbers)
+            assert pa.concat_tables(sources.read_images(source, 0, rows, config)) == chosen
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_store_that_goes_on_failing_is_no_broken_tar(of_ten, first):
+    config = InputConfig(path=str(of_ten))
+    piece = shards.Piece(0, of_ten.name, 0, 10)
+    for look in (
+        lambda source: sources.inspect(source, 0, config),
+        lambda source: list(sources.read(source, piece, config, 3)),
+        lambda source: list(sources.read_images(source, 0, np.array([9]), config)),
+    ):
+        source, store = on_a_failing_store(of_ten, range(first, 1000))
+        with pytest.raises(OSError, match="503 Slow Down"):
+            look(source)
+        assert store.num_calls == first + 3  # asked three times
+
+
+def test_of_a_tar_that_became_shorter_no_image_is_left_out_in_silence(tmp_path):
+    path = write_tar(tmp_path / "a.tar", sample("1"))
+    config = InputConfig(path=str(path))
+    with pytest.raises(InputError, match=r"shard a\.tar is shorter than it was"):
+        list(sources.read_images(sources.find(config), 0, np.array([0, 1]), config))
+
+
+def test_a_label_as_long_as_a_book_is_none(tmp_path):
+    # All labels of all shards are in memory at once.
+    members = [(f"{number}.{kind}", text) for number in range(3) for kind, text in (("png", image()), ("cls", b"0"))]
+    members += [
+        ("8.png", image()),
+        ("8.cls", b"x" * 1001),
+        ("9.png", image()),
+        ("9.json", b'{"label": "%s"}' % (b"y" * 1001)),
+    ]
+    members += [("A.png", image()), ("A.cls", b"z" * 1000)]
+    path = write_tar(tmp_path / "a.tar", members)
+    assert inspect(path).label_counts == {"0": 3, None: 2, "z" * 1000: 1}
+    assert read(path)["problem"].to_pylist() == [None] * 3 + ["the label is longer than 1,000 characters"] * 2 + [None]

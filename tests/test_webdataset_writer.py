@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from urllib.parse import unquote
 
@@ -111,3 +112,23 @@ def test_what_is_written_is_read(tmp_path):
     assert table["key"].to_pylist() == keys
     assert table["image"].to_pylist() == images
     assert table["label"].to_pylist() == [str(label) for label in range(10)]
+
+
+def test_a_tar_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_subset(tmp_path / "part-00000.parquet", ["a", "b", "c"])
+    (tmp_path / "tars").mkdir()
+    monkeypatch.setattr(webdataset_writer, "SAMPLES_PER_TAR", 2)
+    add = webdataset_writer._add
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+
+    def full(tar, name, content):
+        if name.startswith("c"):
+            raise OSError(28, "No space left on device")
+        add(tar, name, content)
+
+    monkeypatch.setattr(webdataset_writer, "_add", full)
+    with pytest.raises(OSError, match="No space left"):
+        webdataset_writer.write_tars(LOCAL, f"{tmp_path}/part-00000.parquet", str(tmp_path / "tars"))
+    assert [path.name for path in (tmp_path / "tars").iterdir()] == ["part-00000-000.tar"]
+    assert len(synced) == 1  # before it got its name
