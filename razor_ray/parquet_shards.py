@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from razor_ray import headers, schema
+from razor_ray import headers, retry, schema
 from razor_ray.config import InputConfig
 from razor_ray.labels import class_names_in_metadata, is_text
 from razor_ray.progress import sign_of_life
@@ -41,26 +42,39 @@ def inspect(source: Source, shard: int, config: InputConfig) -> ShardFacts:
     ------
     InputError
         If the file is no Parquet, a column is missing or of another type; the message names the shard.
+    OSError
+        If its store fails, and goes on failing.
     """
     path = source.paths[shard]
 
-    def look(file: pq.ParquetFile) -> ShardFacts:
+    def look(file: pq.ParquetFile) -> tuple[ShardFacts, pa.Buffer | None]:
         kind = _check_columns(file.schema_arrow, path, config)
-        labels = file.read(columns=[config.label_column])[config.label_column] if file.metadata.num_rows else None
-        image_dimensions, problems = _probe_images(source, shard, config.image_column)
-        return ShardFacts(
-            num_samples=file.metadata.num_rows,
-            fingerprint=_fingerprint(source, shard, labels),
+        num_rows = file.metadata.num_rows
+        labels = file.read(columns=[config.label_column])[config.label_column] if num_rows else None
+        group_rows = _group_rows(file)
+        if not num_rows == sum(group_rows) == (0 if labels is None else len(labels)):
+            raise pa.ArrowInvalid("its footer and its pages have different numbers of rows")
+        facts = ShardFacts(
+            num_samples=num_rows,
+            fingerprint="",
             label_kind=kind,
             label_counts=_count(labels),
             class_names=class_names_in_metadata(file.schema_arrow, config.label_column),
-            image_dimensions=image_dimensions,
-            group_rows=tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)),
-            problems=dict(problems),
+            image_dimensions=(),
+            group_rows=group_rows,
         )
+        return facts, None if labels is None else _as_stream(labels)
 
     try:
-        return _look(source, shard, look)
+        facts, labels = _look(source, shard, look)
+        # What opens the shard anew does so out here: `_look` sees no other store fail than that of its own handle.
+        image_dimensions, problems = _probe_images(source, shard, config.image_column)
+        return replace(
+            facts,
+            fingerprint=_fingerprint(source, shard, labels),
+            image_dimensions=image_dimensions,
+            problems=dict(problems),
+        )
     except (_DamagedError, UnicodeDecodeError, FileNotFoundError, PermissionError) as error:
         raise InputError(
             f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or move it out of the input."
@@ -99,6 +113,13 @@ def read(
     """The samples of a piece, a batch at a time, as `schema.READ` has them; a piece is in memory at once, encoded.
 
     Of a piece whose pages are damaged every sample has that as its problem: the rest of the input goes on without it.
+
+    Raises
+    ------
+    InputError
+        If the shard has fewer rows than when it was catalogued.
+    OSError
+        If its store fails, and goes on failing.
     """
     columns = [config.image_column, config.label_column]
     columns += [name for name in (config.id_column, weight_column) if name]
@@ -111,13 +132,14 @@ def read(
         batch = table.slice(start, batch_size)
         image = batch[config.image_column]
         places = [piece.path] * batch.num_rows
+        keys, problems = _keys(batch, piece, piece.first_row + start, config)
         found = {
             "image": _encoded(image),
             "image_path": pa.array(image_paths(image), pa.string()),
             "label": batch[config.label_column],
-            "key": _keys(batch, piece, piece.first_row + start, config),
+            "key": pa.array(keys, pa.string()),
             "place": pa.array(places, pa.string()),
-            "problem": pa.nulls(batch.num_rows, pa.string()),
+            "problem": pa.array(problems, pa.string()),
         }
         yield pa.table(found | ({"weight": batch[weight_column]} if weight_column else {}))
 
@@ -158,19 +180,25 @@ def _look(source: Source, shard: int, look: Callable[[pq.ParquetFile], T]) -> T:
     OSError
         If the store fails twice.
     """
-    path = source.path(shard)
     try:
-        with open_file(path, source.filesystem) as file:
+        with open_file(source.path(shard), source.filesystem) as file:
             return look(file)
     except MemoryError:  # which Arrow's is, and an ArrowException too
         raise
     except (pa.ArrowException, OSError):
         pass
-    with source.filesystem.open_input_file(path) as raw:
+    with _opened_again(source, shard) as file:
+        return look(file)
+
+
+@contextmanager
+def _opened_again(source: Source, shard: int) -> Iterator[pq.ParquetFile]:
+    """A second handle of a shard, that tells errors in the block apart, as `_look` says."""
+    with source.filesystem.open_input_file(source.path(shard)) as raw:
         witness = _Witness(raw)
         try:
             with open_file(witness) as file:
-                return look(file)
+                yield file
         except MemoryError:
             raise
         except (pa.ArrowException, OSError) as error:
@@ -228,17 +256,16 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
 
 def _rows_of_piece(file: pq.ParquetFile, piece: Piece, columns: Sequence[str]) -> pa.Table:
     end = piece.first_row + piece.num_rows
+    _check_length(file, end, piece.path)
     tables, start = [], 0
-    for index in range(file.num_row_groups):
-        stop = start + file.metadata.row_group(index).num_rows
+    for index, num_rows in enumerate(_group_rows(file)):
+        stop = start + num_rows
         if start < end and piece.first_row < stop:
             for first, batch in _batches(file, index, start, columns, end):
                 skip = max(piece.first_row - first, 0)
                 tables.append(pa.table(batch.slice(skip, max(min(end - first, batch.num_rows) - skip, 0))))
         start = stop
-    table = pa.concat_tables(tables)
-    assert table.num_rows == piece.num_rows
-    return table
+    return pa.concat_tables(tables)
 
 
 def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -247,18 +274,57 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
     Parameters
     ----------
     rows : ndarray of shape (K,), ascending
+
+    Raises
+    ------
+    InputError
+        If the shard is damaged, or has fewer rows than when it was catalogued; the message names it.
+    OSError
+        If its store fails twice.
     """
+    path, num_given = source.paths[shard], 0
+    try:
+        with open_file(source.path(shard), source.filesystem) as file:
+            for table in _rows(file, rows, columns, path):
+                yield table
+                num_given += table.num_rows
+        return
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError):  # as in `_look`
+        pass
+    try:
+        with _opened_again(source, shard) as file:
+            yield from _rows(file, rows[num_given:], columns, path)
+    except _DamagedError as error:
+        raise InputError(
+            f"shard {path} cannot be read: {str(error).rstrip('.')}. Repair it, or put it back as it was, and give the "
+            "same command again."
+        ) from error
+
+
+def _rows(file: pq.ParquetFile, rows: NDArray[np.int64], columns: Sequence[str], path: str) -> Iterator[pa.Table]:
+    _check_length(file, int(rows.max(initial=-1)) + 1, path)
     start = 0
-    with open_file(source.path(shard), source.filesystem) as file:
-        for index in range(file.num_row_groups):
-            stop = start + file.metadata.row_group(index).num_rows
-            wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
-            if len(wanted):
-                for first, batch in _batches(file, index, start, columns, int(wanted[-1]) + 1):
-                    low, high = np.searchsorted(rows, [first, first + batch.num_rows])
-                    if low < high:
-                        yield pa.table(batch).take(pa.array(rows[low:high] - first))
-            start = stop
+    for index, num_rows in enumerate(_group_rows(file)):
+        stop = start + num_rows
+        wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+        if len(wanted):
+            for first, batch in _batches(file, index, start, columns, int(wanted[-1]) + 1):
+                low, high = np.searchsorted(rows, [first, first + batch.num_rows])
+                if low < high:
+                    yield pa.table(batch).take(pa.array(rows[low:high] - first))
+        start = stop
+
+
+def _group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
+    return tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
+
+
+def _check_length(file: pq.ParquetFile, num_rows: int, path: str) -> None:
+    """Raise InputError if a shard has fewer rows, as one that was written anew since it was looked at."""
+    if sum(_group_rows(file)) < num_rows:
+        raise InputError(f"shard {path} is shorter than it was. Leave the input as it is while it is read.")
 
 
 def _batches(
@@ -271,6 +337,7 @@ def _batches(
     """
     group = file.metadata.row_group(row_group)
     num_bytes = max(group.column(index).total_uncompressed_size for index in range(group.num_columns))
+    stop = min(start + group.num_rows, end)
     at_once = max(min(_ROWS_READ_AT_ONCE, _BYTES_DECODED_AT_ONCE * group.num_rows // max(num_bytes, 1)), 1)
     for batch in file.iter_batches(at_once, row_groups=[row_group], columns=list(columns), use_threads=False):
         kinds = [field.with_type(_without_views(field.type)) for field in batch.schema]
@@ -278,6 +345,8 @@ def _batches(
         start += batch.num_rows
         if start >= end:
             break
+    if start < stop:  # of which Arrow says nothing
+        raise pa.ArrowInvalid(f"row group {row_group} has fewer rows than the footer says")
 
 
 def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
@@ -288,7 +357,7 @@ def image_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
 def image_paths(column: pa.ChunkedArray) -> list[str | None]:
     """The paths in Hugging Face structs {bytes, path}; None for images that are plain bytes."""
     if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
-        return _field(column, "path").to_pylist()
+        return _texts(_field(column, "path"))[0]
     return [None] * len(column)
 
 
@@ -301,11 +370,30 @@ def _field(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     return pc.call_function("struct_field", [column], pc.StructFieldOptions([column.type.get_field_index(name)]))
 
 
-def _keys(table: pa.Table, piece: Piece, first_row: int, config: InputConfig) -> pa.Array | pa.ChunkedArray:
-    """Names of the id column, or the rows' places in the input."""
-    if config.id_column:
-        return table[config.id_column].cast(pa.string())
-    return pa.array([f"{piece.path}:{first_row + row}" for row in range(table.num_rows)], pa.string())
+def _texts(column: pa.ChunkedArray) -> tuple[list[str | None], list[bool]]:
+    r"""Strings of a column, and which of them are not UTF-8, which Arrow does not look at until it is asked for them.
+
+    >>> _texts(pa.chunked_array([pa.array([b"tea", b"caf\xe9"]).view(pa.string())]))
+    (['tea', 'caf\\xe9'], [False, True])
+    """
+    try:
+        return column.to_pylist(), [False] * len(column)
+    except UnicodeDecodeError:
+        encoded = column.cast(pa.binary()).to_pylist()
+    texts = [None if value is None else value.decode(errors="backslashreplace") for value in encoded]
+    return texts, [text is not None and text.encode() != value for text, value in zip(texts, encoded, strict=True)]
+
+
+def _keys(
+    table: pa.Table, piece: Piece, first_row: int, config: InputConfig
+) -> tuple[Sequence[str | None], Sequence[str | None]]:
+    """Names of the id column, or the rows' places in the input; and why a name is none. Its row goes by its place."""
+    places = [f"{piece.path}:{first_row + row}" for row in range(table.num_rows)]
+    if not config.id_column:
+        return places, [None] * table.num_rows
+    names, are_wrong = _texts(table[config.id_column].cast(pa.string()))
+    keys = [place if is_wrong else name for name, place, is_wrong in zip(names, places, are_wrong, strict=True)]
+    return keys, ["id is not UTF-8" if is_wrong else None for is_wrong in are_wrong]
 
 
 def _check_columns(found: pa.Schema, path: str, config: InputConfig) -> LabelKind:
@@ -388,25 +476,36 @@ def _without_views(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _fingerprint(source: Source, shard: int, labels: pa.ChunkedArray | None) -> str:
+def _fingerprint(source: Source, shard: int, labels: pa.Buffer | None) -> str:
     """Hash of a file's size, of its footer (offsets, sizes and statistics of every column chunk) and of its labels.
 
     Images that were swapped for others of the same size, with the same statistics, go unseen.
     """
-    with source.filesystem.open_input_file(source.path(shard)) as file:
-        size = file.size()
-        file.seek(size - 8)
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(max(size - 8 - length, 0))
-        digest = hashlib.blake2b(file.read(length), digest_size=16)
+    size, footer = retry.ask(lambda: _footer(source, shard))
+    digest = hashlib.blake2b(footer, digest_size=16)
     digest.update(size.to_bytes(8, "little"))
     if labels is not None:
-        stream = pa.BufferOutputStream()
-        table = pa.table({"label": labels}).combine_chunks()
-        with pa.ipc.new_stream(stream, table.schema) as writer:
-            writer.write_table(table)
-        digest.update(stream.getvalue())
+        digest.update(labels)
     return digest.hexdigest()
+
+
+def _footer(source: Source, shard: int) -> tuple[int, bytes]:
+    """A file's size, and its footer."""
+    with source.filesystem.open_input_file(source.path(shard)) as file:
+        size = file.size()
+        file.seek(max(size - 8, 0))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(size - 8 - length, 0))
+        return size, file.read(length)
+
+
+def _as_stream(labels: pa.ChunkedArray) -> pa.Buffer:
+    """Labels as bytes, to be hashed."""
+    stream = pa.BufferOutputStream()
+    table = pa.table({"label": labels}).combine_chunks()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    return stream.getvalue()
 
 
 def _probe_images(source: Source, shard: int, column: str) -> tuple[tuple[tuple[int, int], ...], Counter[str]]:

@@ -1,7 +1,8 @@
-"""Hostile input, over 6,000 of it: never a crash, never a silent loss.
+"""Hostile input, over 7,000 of it: never a crash, never a silent loss.
 
-What can be damaged: image bytes, Parquet files with their footers, the headers of tars, labels. Each input either gives
-what it should or is refused in words; nothing else may be raised. Derandomised, so that a failure comes back.
+What can be damaged: image bytes, Parquet files with their footers, names and paths, the headers of tars, labels. Each
+input either gives what it should or is refused in words; nothing else may be raised. Derandomised, so that a failure
+comes back.
 """
 
 from __future__ import annotations
@@ -181,6 +182,41 @@ def test_damaged_parquet(tmp_path_factory, cut, patches, is_in_footer, length):
             assert table["problem"].null_count == GROUP_ROWS
             assert table["label"].to_pylist() == list(rows)
             assert table["image"].to_pylist() == [png(np.full((8, 8), row, np.uint8)) for row in rows]
+
+
+TEXT = st.one_of(st.none(), st.binary(max_size=6), st.text(max_size=4).map(str.encode))
+
+
+def is_utf8(content: bytes) -> bool:
+    return content.decode(errors="replace").encode() == content
+
+
+@fuzzed(300)
+@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=12), st.booleans(), st.integers(1, 12))
+def test_names_and_paths_in_parquet(tmp_path_factory, names, is_dictionary, batch_size):
+    """Of any bytes: a name that is not UTF-8 costs its own sample, a path none; what is copied has the path that was
+    scored."""
+    ids, paths = (pa.array(of, pa.binary()).view(pa.string()) for of in zip(*names, strict=True))
+    image = pa.StructArray.from_arrays([pa.array([IMAGES["PNG"]] * len(names)), paths], ["bytes", "path"])
+    folder = tmp_path_factory.mktemp("fuzz")
+    columns = {"image": image, "label": range(len(names)), "id": ids}
+    pq.write_table(pa.table(columns), folder / "a.parquet", row_group_size=5, use_dictionary=is_dictionary)
+    config = InputConfig(path=str(folder), id_column="id")
+    source = sources.find(config)
+    assert sources.inspect(source, 0, config).num_samples == len(names)
+    piece = sources.Piece(0, "a.parquet", 0, len(names))
+    table = pa.concat_tables(sources.read(source, piece, config, batch_size))
+    for row, ((name, path), found) in enumerate(zip(names, table.to_pylist(), strict=True)):
+        if name is None or is_utf8(name):
+            assert (found["key"], found["problem"]) == (None if name is None else name.decode(), None)
+        else:
+            assert (found["key"], found["problem"]) == (f"a.parquet:{row}", "id is not UTF-8")
+        if path is not None and is_utf8(path):
+            assert found["image_path"] == path.decode()
+        else:
+            assert (found["image_path"] is None) == (path is None)
+    copied = pa.concat_tables(sources.read_images(source, 0, np.arange(len(names)), config))
+    assert copied["image_path"].to_pylist() == table["image_path"].to_pylist()
 
 
 def tar(num_samples: int = 6) -> bytes:

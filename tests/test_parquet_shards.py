@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from razor_ray import labels, parquet_shards, schema, shards, sources
+from razor_ray import labels, parquet_shards, retry, schema, shards, sources
 from razor_ray.config import InputConfig
 from razor_ray.sources import InputError, Piece, Source
 from tests.conftest import FailingStore
@@ -219,6 +221,51 @@ def test_labels_that_are_no_text_are_refused_by_the_shards_name(tmp_path):
         inspect(path)
 
 
+def text(values: list[bytes | None], kind: pa.DataType) -> pa.Array:
+    """A column of text that holds these bytes, whether or not they are UTF-8."""
+    if pa.types.is_dictionary(kind):
+        distinct = sorted({value for value in values if value is not None})
+        indices = [None if value is None else distinct.index(value) for value in values]
+        return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), text(distinct, kind.value_type))
+    of_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return pa.array(values, of_bytes[kind]).view(kind)
+
+
+TEXTS = [pa.string(), pa.large_string(), pa.string_view()]
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, *(pa.dictionary(pa.int32(), kind) for kind in TEXTS[:2])])
+def test_names_that_are_no_utf8_cost_their_samples_and_no_other(tmp_path, kind):
+    # Arrow reads text without a look at it, and so does `inspect`: it is latin-1, or bit rot.
+    ids = [b"tea", b"caf\xe9", None, "thé".encode(), b"\xed\xa0\x80"]
+    content = table([0, 1, 2, 0, 1], id=text(ids, kind))
+    path = write(tmp_path / "a.parquet", content, row_group_size=3)
+    config = InputConfig(path=str(path), id_column="id")
+    assert inspect(path, id_column="id").num_samples == 5
+    read = pa.concat_tables(sources.read(find(path), Piece(0, "a.parquet", 1, 4), config, 2))
+    assert read["key"].to_pylist() == ["a.parquet:1", None, "thé", "a.parquet:4"]
+    assert read["problem"].to_pylist() == ["id is not UTF-8", None, None, "id is not UTF-8"]
+    assert read["image"].to_pylist() == content["image"].to_pylist()[1:]
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_paths_that_are_no_utf8_are_kept_as_they_can_be(tmp_path, kind):
+    """The same when they are scored and when they are copied, whichever others lie beside them."""
+    paths = text([b"a.png", None, b"caf\xe9.png", "thé.png".encode()], kind)
+    image = pa.StructArray.from_arrays([table()["image"].combine_chunks(), paths], ["bytes", "path"])
+    path = write(tmp_path / "a.parquet", table().set_column(0, "image", image))
+    assert inspect(path).num_samples == 4
+    source, config = find(path), InputConfig(path=str(path))
+    expected = ["a.png", None, "caf\\xe9.png", "thé.png"]
+    for batch_size in (1, 4):
+        read = pa.concat_tables(sources.read(source, Piece(0, "a.parquet", 0, 4), config, batch_size))
+        assert read["image_path"].to_pylist() == expected
+        assert read["problem"].null_count == 4
+    for rows in ([0, 1, 2, 3], [2], [1, 3]):
+        (copied,) = sources.read_images(source, 0, np.array(rows), config)
+        assert copied["image_path"].to_pylist() == [expected[row] for row in rows]
+
+
 @pytest.mark.parametrize("place", ["class_names", "huggingface"])
 def test_metadata_that_is_no_text_names_no_classes(tmp_path, place):
     content = table(["a", "b"]).replace_schema_metadata({place.encode(): b'["caf\xe9", "tea"]'})
@@ -355,12 +402,59 @@ def test_large_images_are_decoded_few_at_a_time(tmp_path, monkeypatch):
     assert read_piece(source, Piece(0, "a.parquet", 5, 20), ["label"])["label"].to_pylist() == list(range(5, 25))
 
 
-def test_a_piece_of_a_shard_that_became_shorter(tmp_path):
-    path = write(tmp_path / "a.parquet", numbered(30))
+@pytest.mark.parametrize("num_rows", [20, 15, 4])  # rows 16 to 23 are wanted: some are there, none is
+def test_a_shard_that_became_shorter_is_refused_and_no_row_is_taken_for_damaged(tmp_path, num_rows):
+    path = write(tmp_path / "a.parquet", numbered(30), row_group_size=8)
+    source, config = find(path), InputConfig(path=str(path))
+    write(path, numbered(num_rows), row_group_size=8)
+    message = r"shard a\.parquet is shorter than it was\. Leave the input as it is while it is read\."
+    with pytest.raises(InputError, match=message):
+        list(sources.read(source, Piece(0, "a.parquet", 16, 8), config, 2))
+    for rows in ([17, 22], [3, 22]):
+        with pytest.raises(InputError, match=message):
+            list(sources.read_images(source, 0, np.array(rows), config))
+    assert [part.num_rows for part in sources.read_images(source, 0, np.array([1, 3]), config)] == [2]
+
+
+def test_a_shard_that_became_longer_gives_the_rows_that_are_asked_for(tmp_path):
+    path = write(tmp_path / "a.parquet", numbered(30), row_group_size=8)
     source = find(path)
-    write(path, numbered(20))
-    with pytest.raises(AssertionError):
-        read_piece(source, Piece(0, "a.parquet", 0, 30), ["row"])
+    write(path, numbered(50), row_group_size=11)
+    read = pa.concat_tables(sources.read(source, Piece(0, "a.parquet", 16, 8), InputConfig(path=str(path)), 3))
+    assert read["image_path"].to_pylist() == [f"{row}.png" for row in range(16, 24)]
+    assert read["problem"].null_count == 8
+
+
+def with_rows(content: bytes, num_rows: int) -> bytes:
+    """A shard of one row group of 40 rows, whose footer says that there are more."""
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    places = [place for place in range(start, len(content) - 8) if content[place] == 2 * 40]  # a zigzag of Thrift
+    for chosen in itertools.combinations(places, 2):
+        changed = bytearray(content)
+        for place in chosen:
+            changed[place] = 2 * num_rows
+        with contextlib.suppress(pa.ArrowInvalid, OSError):
+            metadata = pq.read_metadata(io.BytesIO(changed))
+            if metadata.num_rows == metadata.row_group(0).num_rows == num_rows:
+                return bytes(changed)
+    raise AssertionError("no numbers of rows found")
+
+
+def test_a_footer_that_promises_more_rows_than_there_are(tmp_path):
+    # Arrow reads to the end of the pages, and says nothing.
+    path = write(tmp_path / "a.parquet", numbered(40))
+    source, config = find(path), InputConfig(path=str(path))
+    path.write_bytes(with_rows(path.read_bytes(), 50))
+    assert pq.read_table(path).num_rows == 40  # or nothing is tested
+    with pytest.raises(InputError, match=r"shard a\.parquet cannot be read: .*different numbers of rows\. Repair"):
+        inspect(path)
+    read = pa.concat_tables(sources.read(source, Piece(0, "a.parquet", 30, 20), config, 8))
+    assert read["problem"].to_pylist() == ["the shard is damaged here"] * 20
+    with pytest.raises(
+        InputError, match=r"shard a\.parquet cannot be read: .*fewer rows than the footer says\. Repair"
+    ):
+        list(sources.read_images(source, 0, np.array([45]), config))
+    assert [part.num_rows for part in sources.read_images(source, 0, np.array([0, 39]), config)] == [2]
 
 
 class CountingFile:
@@ -467,6 +561,24 @@ def test_a_store_that_fails_is_no_broken_shard(tmp_path):
         inspect(*range(100))
 
 
+def test_no_store_that_fails_makes_a_shard_look_broken(tmp_path, monkeypatch):
+    """Whichever of the handles it fails at: those of the footer's bytes and of a few images too."""
+    monkeypatch.setattr(retry, "PAUSES", (0,))
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4)
+    config, found = InputConfig(path=str(path)), find(path)
+    expected, num_refused = sources.inspect(found, 0, config), 0
+    pairs = list(itertools.combinations(range(12), 2))
+    for failing in [*({call} for call in range(12)), *map(set, pairs), *({a, a + 1, b, b + 1} for a, b in pairs)]:
+        source = dataclasses.replace(found, filesystem=pafs.PyFileSystem(FailingStore(failing)))
+        try:
+            assert sources.inspect(source, 0, config) == expected
+        except OSError as error:
+            assert "503 Slow Down" in str(error)
+            assert len(failing) > 1
+            num_refused += 1
+    assert num_refused > 20
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_store_that_goes_on_failing_stops_the_run(tmp_path, first):
     path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4)
@@ -513,6 +625,47 @@ def test_what_scoring_could_read_of_a_damaged_row_group_can_be_read_again(tmp_pa
     # A piece is read to the end of the 500 rows in which it ends.
     ends = [-(-(piece.first_row + piece.num_rows) // 500) * 500 for piece in pieces]
     assert is_sound == [place * 6000 - 100 > end for end in ends]
+
+
+def test_damage_that_came_after_scoring_is_told_of_by_the_shards_name(tmp_path):
+    path = write(tmp_path / "a.parquet", table(list(range(12))), row_group_size=4, compression="zstd")
+    source, config = find(path), InputConfig(path=str(path))
+    damage(path, row_group=2)
+    found = sources.read_images(source, 0, np.arange(12), config)
+    assert [next(found).num_rows, next(found).num_rows] == [4, 4]  # what lies before it is given as it is read
+    message = (
+        r"(?s)shard a\.parquet cannot be read: .+\. Repair it, or put it back as it was, and give the same command"
+    )
+    with pytest.raises(InputError, match=message):
+        next(found)
+    assert pa.concat_tables(sources.read_images(source, 0, np.arange(8), config)).num_rows == 8
+    path.write_bytes(path.read_bytes()[:-100] + b"\xff" * 92 + path.read_bytes()[-8:])  # the footer
+    with pytest.raises(InputError, match=message):
+        list(sources.read_images(source, 0, np.arange(8), config))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        list(sources.read_images(source, 0, np.arange(8), config))
+
+
+@pytest.mark.parametrize("failing", range(8))
+def test_a_store_that_fails_while_images_are_copied_is_asked_again(tmp_path, failing):
+    content = table(list(range(20)))
+    path = write(tmp_path / "a.parquet", content, row_group_size=4)
+    rows, config = np.array([0, 2, 5, 7, 8, 11, 13, 19]), InputConfig(path=str(path))
+    expected = content["image"].take(rows).to_pylist()
+    store = FailingStore({failing})
+    source = dataclasses.replace(find(path), filesystem=pafs.PyFileSystem(store))
+    found = sources.read_images(source, 0, rows, config)
+    assert store.num_calls == 0  # nothing is read before it is asked for
+    assert pa.concat_tables(found)["image"].to_pylist() == expected  # none twice
+    is_met = store.num_calls > failing + 1
+    assert is_met or failing > 5
+    source = dataclasses.replace(find(path), filesystem=pafs.PyFileSystem(FailingStore(range(failing, 100))))
+    given = []
+    with pytest.raises(OSError, match="503 Slow Down") if is_met else contextlib.nullcontext():
+        for part in sources.read_images(source, 0, rows, config):
+            given += part["image"].to_pylist()
+    assert given == expected[: len(given)]
 
 
 class Touch:

@@ -5,7 +5,7 @@ import threading
 import pyarrow as pa
 import pytest
 
-from razor_ray import schema
+from razor_ray import schema, sources
 from razor_ray.config import InputConfig
 from razor_ray.stages import ingest
 from tests.conftest import write_folders, write_shards, write_tars
@@ -40,6 +40,17 @@ def test_where_a_sample_is_and_what_is_wrong_with_it(tmp_path, digits, write, pl
         shard += 1
     sample_id = int(schema.sample_ids(shard, place_in_input, 1)[0])
     assert ingest.why_unusable(catalog, sample_id, 8) == f"{place.format(label=label)}: not an image"
+
+
+def test_an_id_that_is_no_utf8_costs_its_sample_and_no_other(tmp_path, digits):
+    names = pa.array([b"tea", b"caf\xe9", None, b"milk"], pa.binary()).view(pa.string())
+    write_shards(digits.slice(0, 4).set_column(2, "name", names), tmp_path, 1)
+    catalog = assemble(InputConfig(path=str(tmp_path), id_column="name"))
+    piece = sources.Piece(0, "train-00000.parquet", 0, 4)
+    (batch,) = ingest.decoded_batches(catalog, piece, 8, 4)
+    assert batch.reasons == [None, "id is not UTF-8", "id is null", None]
+    assert batch.key == ["tea", "train-00000.parquet:1", "", "milk"]
+    assert ingest.why_unusable(catalog, 1, 8) == "row 1 of train-00000.parquet: id is not UTF-8"
 
 
 def test_items_are_asked_for_before_they_are_needed_and_come_in_order():
