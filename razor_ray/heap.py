@@ -23,28 +23,45 @@ _AS_BEFORE = (
     (_M_TRIM_THRESHOLD, 64 * 2**20),
 )
 
+_is_kept = False
+
 
 def keep_freed_memory() -> bool:
     """Have this process use again what it frees, for as long as it lives; it stays about as large as it was at most.
 
-    For processes whose steps are all alike. Returns whether the C library has such a setting: glibc has, others are
-    left as they are.
+    For processes whose steps are all alike; after one that is not, `give_back_freed_memory`. Returns whether the C
+    library has such a setting: glibc has, others are left as they are.
     """
+    global _is_kept
     library = _glibc()
-    return library is not None and bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
+    _is_kept = library is not None and bool(library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, -1))
+    return _is_kept
+
+
+def give_back_freed_memory() -> None:
+    """Give what is free now back to the kernel, for once: after something that is far larger than a usual step."""
+    if library := _glibc():
+        library.malloc_trim(0)
+        if _is_kept:
+            # That leaves the end of a thread's own heap, up to 64 MiB, which goes when a block is freed in that thread.
+            library.mallopt(_M_TRIM_THRESHOLD, 0)
+            bytearray(2**18)
+            library.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """`keep_freed_memory` for a while, in a process that then does something else; afterwards all is given back."""
+    global _is_kept
     keep_freed_memory()
     try:
         yield
     finally:
+        _is_kept = False
         if library := _glibc():
             for setting, value in _AS_BEFORE:
                 library.mallopt(setting, value)
-            library.malloc_trim(0)
+        give_back_freed_memory()
 
 
 def _glibc() -> ctypes.CDLL | None:

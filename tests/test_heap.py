@@ -21,7 +21,7 @@ glibc_only = pytest.mark.skipif(heap._glibc() is None, reason="only glibc can be
 PRELUDE = """
 import json, resource, threading
 import numpy as np
-from razor_ray.heap import freed_memory_kept, keep_freed_memory
+from razor_ray.heap import freed_memory_kept, give_back_freed_memory, keep_freed_memory
 
 MIB = 2**20
 
@@ -89,6 +89,32 @@ found["afterwards"] = resident() - before
 
 
 @glibc_only
+@pytest.mark.parametrize("thread", ["main", "another"])
+def test_what_is_kept_can_be_given_back_for_once(thread):
+    found = measured(f"""
+keep_freed_memory()
+
+def work():
+    before = resident()
+    blocks = [of_numpy(8 * MIB) for _ in range(32)]
+    del blocks
+    give_back_freed_memory()
+    found["given_back"] = resident() - before
+    faults(of_numpy, 8 * MIB)
+    found["kept_again"] = faults(of_numpy, 8 * MIB)
+
+if {thread == "main"}:
+    work()
+else:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+""")
+    assert found["given_back"] < 30 * 2**20, "of 256 MiB"
+    assert found["kept_again"] < 8 * 4 / 2, "8 MiB are 4 large pages"
+
+
+@glibc_only
 def test_a_function_may_have_it_also_one_that_fails():
     found = measured("""
 @freed_memory_kept()
@@ -131,5 +157,6 @@ def test_without_glibc_nothing_is_done(monkeypatch, has):
     with heap.freed_memory_kept():
         ran = True
     assert ran
+    heap.give_back_freed_memory()
     with pytest.raises(ZeroDivisionError), heap.freed_memory_kept():
         raise ZeroDivisionError

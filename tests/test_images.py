@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import threading
 import time
 import timeit
 import warnings
@@ -22,9 +23,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from torchvision.transforms.v2 import functional as transforms
 
+from razor_ray import heap
 from razor_ray.headers import MAX_PIXELS, ImageError, dimensions, look_at_some, network_size
 from razor_ray.images import decode, decode_batch, decoders, stored_size
 
@@ -146,6 +148,22 @@ def test_pixels_of_which_nobody_says_what_is_white_are_refused():
         decode(encode(image, "TIFF"), 8)
 
 
+@pytest.mark.parametrize(
+    ("mode", "kind", "values", "expected"),
+    [
+        ("I;16", "<u2", [0, 255, 256, 32_767, 65_280, 65_535], [0, 0, 1, 127, 255, 255]),
+        ("I;16B", ">u2", [0, 255, 256, 32_767, 65_280, 65_535], [0, 0, 1, 127, 255, 255]),
+        ("I", "<i4", [-70_000, -1, 511, 65_535, 65_536, 2**31 - 1], [0, 0, 1, 255, 255, 255]),
+    ],
+)
+def test_deep_grey_is_divided_by_256_and_clipped(mode, kind, values, expected):
+    rows = np.tile(np.array(values, kind), (6, 1))
+    content = encode(Image.frombytes(mode, (6, 6), rows.tobytes()), "TIFF")
+    assert Image.open(io.BytesIO(content)).mode == mode
+    pixels = decode(content, 6)
+    assert_array_equal(pixels, np.broadcast_to(np.array(expected)[None, :, None], (6, 6, 3)))
+
+
 def test_a_tiff_that_pillow_does_not_read_is_an_image_all_the_same():
     # As of a satellite: thirteen bands. Its header is whole; tag 277 says how many there are.
     content = bytearray(encode(Image.new("RGB", (8, 8)), "TIFF"))
@@ -223,6 +241,117 @@ def test_a_large_jpeg_is_not_decoded_whole():
         return min(timeit.repeat(lambda: decode(content, size), number=1, repeat=5))
 
     assert seconds(64) < 0.75 * seconds(1000)  # an eighth of the sides against all of them
+
+
+# Huge images, of which a small file may hold one.
+
+
+def of_many_pixels(mode: str) -> Image.Image:
+    """1280 x 1600, more than are converted at once."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1280, 1600, 4), np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(pixels.view(np.uint16)[:, :, 0])
+    return Image.fromarray(pixels[:, :, :3]).convert(mode) if mode != "RGBA" else Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [*((mode, "PNG") for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")), ("CMYK", "TIFF"), ("YCbCr", "TIFF")],
+)
+def test_an_image_that_is_converted_in_parts_is_as_one_that_is_converted_as_a_whole(mode, kind):
+    image = of_many_pixels(mode)
+    options = {"compress_level": 1} if kind == "PNG" else {}
+    if mode == "P":
+        options["transparency"] = 3
+    content = encode(image, kind, **options)
+    image = Image.open(io.BytesIO(content))
+    if mode == "I;16":
+        whole = np.repeat((np.asarray(image) // 256)[:, :, None], 3, axis=2)
+    else:
+        whole = np.asarray(image.convert("RGB"))
+    # 7/8 of 1280 rows are 1120, of which none is resized: 80 go above, and (1600 - 1120) / 2 = 240 columns to the left.
+    assert_array_equal(decode(content, 1120), whole[80:1200, 240:1360])
+    planes = torch.from_numpy(whole.astype(np.uint8)).permute(2, 0, 1)
+    assert_array_equal(decode(content, 32), transforms.resize(planes, [32, 32], antialias=True).permute(1, 2, 0))
+
+
+DECODE_HUGE = """
+import json, pathlib, sys
+from razor_ray.heap import keep_freed_memory
+from razor_ray.images import decode_batch
+
+def resident(line):  # not getrusage, whose peak is at least that of whoever started this process
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split(line + ":")[1].split()[0]) * 1024
+
+folder = pathlib.Path(sys.argv[1])
+keep_freed_memory()
+decode_batch([(folder / "small").read_bytes()], 224)  # loads torch
+before = resident("VmRSS")
+found = {}
+for name in ("cut", "grey", "rgb"):  # by their peaks: the highest so far is all that is told
+    _, reasons = decode_batch([(folder / name).read_bytes()], 224)
+    found[name] = (reasons[0], (resident("VmHWM") - before) / 36e6, (resident("VmRSS") - before) / 36e6)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(heap._glibc() is None, reason="only glibc can be told")
+def test_a_huge_image_takes_little_more_than_its_pixels_and_gives_it_back(tmp_path):
+    grey = png_file(6000, 6000, 16, 0, (b"\0" + b"\x12\x34" * 6000) * 6000)
+    rgb = png_file(6000, 6000, 8, 2, (b"\0" + bytes(COLOUR) * 6000) * 6000)
+    for name, content in {"small": grey_16(), "cut": grey[:-5000], "grey": grey, "rgb": rgb}.items():
+        (tmp_path / name).write_bytes(content)
+    ended = run_in_child(DECODE_HUGE, str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert [found[name][0] for name in ("cut", "grey", "rgb")] == ["broken or truncated image", None, None]
+    # Bytes a pixel: Pillow has 2 of 16-bit grey and 4 of RGB, and of what is seen, 49/64, there are 3.
+    assert found["grey"][1] < 6
+    assert found["rgb"][1] < 8
+    for name, (_, _, left) in found.items():
+        assert left < 1, name
+
+
+def test_huge_images_are_decoded_one_at_a_time_and_others_beside_them(monkeypatch):
+    begun, go_on, load = [], threading.Event(), PngImagePlugin.PngImageFile.load_prepare
+
+    def prepare(image: PngImagePlugin.PngImageFile) -> None:
+        begun.append(image.width)
+        if image.width > 20:
+            assert go_on.wait(60)
+        load(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load_prepare", prepare)
+    huge = encode(Image.new("1", (5000, 4001)), "PNG")
+    with ThreadPoolExecutor(3) as pool:
+        try:
+            decoding = [pool.submit(decode_batch, [content], 32) for content in (huge, huge[:-90])]
+            decoding.append(pool.submit(decode_batch, [encode(plain(), "PNG")] * 3, 32))
+            assert decoding[2].result(60)[1] == [None] * 3
+            time.sleep(0.3)  # for the other huge one to begin, if it may
+            assert sorted(begun) == [20, 20, 20, 5000]
+        finally:
+            go_on.set()
+        # One that fails lets the next begin as well.
+        assert sorted(str(ended.result(60)[1][0]) for ended in decoding[:2]) == ["None", "broken or truncated image"]
+    assert sorted(begun) == [20, 20, 20, 5000, 5000]
+
+
+@pytest.mark.parametrize(
+    ("options", "side", "times"),
+    [
+        pytest.param({}, 224, 0, id="a camera's is small when reduced"),
+        pytest.param({}, 4000, 1, id="not reduced"),
+        pytest.param({"progressive": True}, 224, 1, id="progressive ones are held as a whole"),
+    ],
+)
+def test_huge_jpegs_give_back_what_they_took(monkeypatch, options, side, times):
+    calls = []
+    monkeypatch.setattr(heap, "give_back_freed_memory", lambda: calls.append(1))
+    content = encode(Image.new("L", (5000, 4001)), "JPEG", **options)
+    assert decode(content, side).shape == (side, side, 3)
+    assert len(calls) == 2 * times  # before and afterwards
 
 
 # Fit to the square.
