@@ -18,7 +18,7 @@ from razor_ray.run_store import CONFIG, COST, RunStore, check_apart
 from razor_ray.shards import told_of
 from razor_ray.stages import catalog as catalogs
 from razor_ray.stages import compare as comparing
-from razor_ray.stages import preflight, quarantine, reuse, runtime, watchdog
+from razor_ray.stages import preflight, quarantine, request, reuse, runtime, watchdog
 from razor_ray.stages import proxy as proxies
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
@@ -135,7 +135,7 @@ def train(config: TrainConfig, source: sources.Source | None = None) -> dict[str
                 sources.check_numbers(catalog.source, "weight", "Train on RUN/subset, or leave out --use-weights.")
             held_out = _held_out(config.eval, catalog)
             _tell_of_gpus(config.model)
-            preflight.check_network(config.model, catalog)
+            request.check_network(config.model, catalog)
             training.check_resources(config, catalog.num_samples)
             preflight.check_places(store, catalog.source)
             store.claim(config)  # only now: a request that cannot be met leaves no folder behind
@@ -191,7 +191,7 @@ def compare(config: CompareConfig) -> str:
     with _only_writer(store, config.stall_timeout):
         held_out = _held_out(config.eval, catalog)
         _tell_of_gpus(config.model)
-        preflight.check_network(config.model, catalog)
+        request.check_network(config.model, catalog)
         preflight.check_places(store, catalog.source)
         text = comparing.compare(config, run, pruned, catalog, held_out, store)
     say(f"done      {store.address('compare.md')}")
@@ -229,8 +229,8 @@ def _held_out(config: EvalConfig, catalog: catalogs.Catalog) -> catalogs.Catalog
     with told_of("--eval"):
         held_out = catalogs.build(given, like=catalog)
     if unknown := held_out.unknown_labels:
-        count, names = sum(unknown.values()), ", ".join(list(unknown)[: preflight.MOST_NAMED])
-        more = ", ..." if len(unknown) > preflight.MOST_NAMED else ""
+        count, names = sum(unknown.values()), ", ".join(list(unknown)[: request.MOST_NAMED])
+        more = ", ..." if len(unknown) > request.MOST_NAMED else ""
         say(f"warning   {count:,} held-out images are of classes that are not trained on ({names}{more})")
     return held_out
 
@@ -239,7 +239,7 @@ def _tell_of_lost_classes(catalog: catalogs.Catalog, store: RunStore) -> None:
     present = set(weighing.read(store).table["label"].to_pylist())
     lost = [label for label, size in enumerate(catalog.class_sizes) if size and label not in present]
     if lost:
-        first = lost[: preflight.MOST_NAMED]
+        first = lost[: request.MOST_NAMED]
         named = [f"{catalog.class_names[label]} ({catalog.class_sizes[label]:,})" for label in first]
         more = ", ..." if len(lost) > len(first) else ""
         say(f"warning   nothing is kept of classes of which no image can be used: {', '.join(named)}{more}")
@@ -290,13 +290,13 @@ def _begin(config: PruneConfig, source: sources.Source, store: RunStore) -> None
     """
     catalog = catalogs.build(config.input, source=source)
     quarantine.check(Counter(catalog.problems), catalog.num_samples, config.max_quarantine_fraction)
-    preflight.check_labels(config, catalog)
-    preflight.check_budget(config, catalog)
-    preflight.tell_of_odd_classes(catalog)
+    request.check_labels(config, catalog)
+    request.check_budget(config, catalog)
+    request.tell_of_odd_classes(catalog)
     if config.scores_from:
         reuse.check_input(catalog, RunStore(config.scores_from))
     else:
-        preflight.check_network(config.proxy, catalog)
+        request.check_network(config.proxy, catalog)
     _check_can_do(config, catalog, store)
     store.claim(config)
     catalogs.write(catalog, store)

@@ -10,7 +10,7 @@ from razor_ray import model
 from razor_ray.config import PruneConfig, TrainConfig
 from razor_ray.run_store import RunStore
 from razor_ray.stages import catalog as catalogs
-from razor_ray.stages import dynamics, ingest, ispl, preflight, quarantine
+from razor_ray.stages import dynamics, ingest, ispl, quarantine, request
 from razor_ray.stages import train as training
 from razor_ray.stages import weigh as weighing
 from razor_ray.stages.score import Proxy, proxy_in_store, score
@@ -29,7 +29,7 @@ def make(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> Non
     ValueError
         If there is no such network, or too little of the input can be trained on.
     """
-    arch, size, network = preflight.check_network(config.proxy, catalog)
+    arch, size, network = request.check_network(config.proxy, catalog)
     facts: dict[str, Any] = {"arch": arch, "image_size": size, "num_classes": len(catalog.class_names)}
     if config.proxy.weights:
         facts["trained"] = False
