@@ -117,7 +117,7 @@ def read(
     Raises
     ------
     InputError
-        If the shard has fewer rows than when it was catalogued.
+        If the shard lacks rows or columns that it had when it was catalogued.
     OSError
         If its store fails, and goes on failing.
     """
@@ -256,7 +256,7 @@ def read_images(source: Source, shard: int, rows: NDArray[np.int64], config: Inp
 
 def _rows_of_piece(file: pq.ParquetFile, piece: Piece, columns: Sequence[str]) -> pa.Table:
     end = piece.first_row + piece.num_rows
-    _check_length(file, end, piece.path)
+    _check_as_before(file, end, columns, piece.path)
     tables, start = [], 0
     for index, num_rows in enumerate(_group_rows(file)):
         stop = start + num_rows
@@ -278,7 +278,7 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
     Raises
     ------
     InputError
-        If the shard is damaged, or has fewer rows than when it was catalogued; the message names it.
+        If the shard is damaged, or lacks rows or columns that it had when it was catalogued; the message names it.
     OSError
         If its store fails twice.
     """
@@ -304,7 +304,7 @@ def read_rows(source: Source, shard: int, rows: NDArray[np.int64], columns: Sequ
 
 
 def _rows(file: pq.ParquetFile, rows: NDArray[np.int64], columns: Sequence[str], path: str) -> Iterator[pa.Table]:
-    _check_length(file, int(rows.max(initial=-1)) + 1, path)
+    _check_as_before(file, int(rows.max(initial=-1)) + 1, columns, path)
     start = 0
     for index, num_rows in enumerate(_group_rows(file)):
         stop = start + num_rows
@@ -321,10 +321,13 @@ def _group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
     return tuple(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
 
 
-def _check_length(file: pq.ParquetFile, num_rows: int, path: str) -> None:
-    """Raise InputError if a shard has fewer rows, as one that was written anew since it was looked at."""
-    if sum(_group_rows(file)) < num_rows:
-        raise InputError(f"shard {path} is shorter than it was. Leave the input as it is while it is read.")
+def _check_as_before(file: pq.ParquetFile, num_rows: int, columns: Sequence[str], path: str) -> None:
+    """Raise InputError if a shard lacks rows or columns, as one that was written anew since it was looked at."""
+    missing = [name for name in columns if file.schema_arrow.get_field_index(name) < 0]
+    is_shorter = sum(_group_rows(file)) < num_rows
+    if missing or is_shorter:
+        found = "is shorter than it was" if is_shorter else f"has no column {missing[0]!r} any more"
+        raise InputError(f"shard {path} {found}. Leave the input as it is while it is read.")
 
 
 def _batches(

@@ -416,6 +416,19 @@ def test_a_shard_that_became_shorter_is_refused_and_no_row_is_taken_for_damaged(
     assert [part.num_rows for part in sources.read_images(source, 0, np.array([1, 3]), config)] == [2]
 
 
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_column_that_went_is_named(tmp_path, column):
+    path = write(tmp_path / "a.parquet", numbered(30))
+    source, config = find(path), InputConfig(path=str(path))
+    pq.write_table(pq.read_table(path).rename_columns({column: "other"}), path)
+    message = rf"shard a\.parquet has no column '{column}' any more\. Leave the input as it is while it is read\."
+    with pytest.raises(InputError, match=message):
+        list(sources.read(source, Piece(0, "a.parquet", 16, 8), config, 2))
+    if column == "image":
+        with pytest.raises(InputError, match=message):
+            list(sources.read_images(source, 0, np.array([17]), config))
+
+
 def test_a_shard_that_became_longer_gives_the_rows_that_are_asked_for(tmp_path):
     path = write(tmp_path / "a.parquet", numbered(30), row_group_size=8)
     source = find(path)
