@@ -323,6 +323,7 @@ def _weigh(config: PruneConfig, catalog: catalogs.Catalog, store: RunStore) -> N
         catalog.class_names,
         config.weigh,
         config.keep_fraction,
+        trained_for=config.sample.trained_for,
         threshold=weighing.threshold_of_round(earlier[0], config.weigh, config.rounds) if earlier else None,
         earlier=[facts["effective_count"] for facts in earlier],
     )

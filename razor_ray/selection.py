@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from razor_ray import sampling, schema, weights
 from razor_ray.config import SampleConfig, WeighConfig
-from razor_ray.window import Levels, Window, contradicted_fraction, from_zero
+from razor_ray.window import Levels, Window, contradicted_fraction, from_zero, passes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ class Samples:
         return np.asarray(self.scores[name], np.float64)
 
 
-RULE = 4
+RULE = 5
 """Of what gamma-Razor keeps, given the same scores and settings; another number with each change of that."""
 
 Method = Callable[[Samples, int, int], NDArray[np.bool_]]
@@ -127,7 +127,7 @@ def gamma_razor(
     """
     weigh, sample = weigh or WeighConfig(), sample or SampleConfig()
     classes = _classes(samples)
-    quotas = interclass_quotas(samples, budget, weigh=weigh, threshold=threshold, earlier=earlier)
+    quotas = interclass_quotas(samples, budget, weigh=weigh, sample=sample, threshold=threshold, earlier=earlier)
     loss, margin = samples.column("loss"), samples.column("margin")
     ranked_by = hardness or samples.hardness
     hard = samples.column(ranked_by)
@@ -157,6 +157,7 @@ def interclass_quotas(
     budget: int,
     *,
     weigh: WeighConfig,
+    sample: SampleConfig,
     threshold: float | None = None,
     earlier: Sequence[Mapping[int, float]] = (),
 ) -> dict[int, int]:
@@ -164,7 +165,7 @@ def interclass_quotas(
 
     Parameters
     ----------
-    samples, budget, weigh, threshold, earlier
+    samples, budget, weigh, sample, threshold, earlier
         As for `gamma_razor`; embeddings are not looked at.
 
     Raises
@@ -188,6 +189,7 @@ def interclass_quotas(
         recall=np.array([np.mean(correct[rows]) for _, rows in classes]),
         budget=budget,
         config=weigh,
+        passes=passes(budget / len(samples.ids), sample.trained_for),
     )
     return {label: int(quota) for (label, _), quota in zip(classes, shares.quota, strict=True)}
 

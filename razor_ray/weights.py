@@ -295,13 +295,18 @@ def effective_number(num_samples: ArrayLike, beta: float) -> NDArray[np.float64]
     return np.minimum(effective, np.maximum(num_samples, 1))
 
 
-def default_beta(num_samples: ArrayLike) -> float:
-    """1 - C / N: one over the mean size of a class, so that it scales with the data (ours).
+def default_beta(num_samples: ArrayLike, passes: float = 1.0) -> float:
+    """1 - p C / N: samples count in full up to a p-th of the mean size of a class, so that it scales with the data.
+
+    Ours. The sooner samples of a class count less, the more alike are all classes' weights, and the more of the budget
+    goes where the hard samples are: a training that looks at each of them more often can learn more of those.
 
     Parameters
     ----------
     num_samples : array of shape (C,)
         Samples of each class; empty classes do not count.
+    passes : float
+        p, at least 1, of `window.passes`.
 
     Returns
     -------
@@ -311,17 +316,19 @@ def default_beta(num_samples: ArrayLike) -> float:
     Raises
     ------
     ValueError
-        If there is no sample, or a count is negative or not finite.
+        If there is no sample, a count is negative or not finite, or `passes` is below 1 or not finite.
 
     Examples
     --------
-    >>> default_beta([30, 10, 0])
-    0.95
+    >>> default_beta([30, 10, 0]), default_beta([30, 10], passes=3)
+    (0.95, 0.85)
     """
     num_samples = check_counts("num_samples", num_samples)
     if not num_samples.sum() > 0:
         raise ValueError("num_samples must hold at least one sample, got none in any class.")
-    beta = 1 - np.count_nonzero(num_samples) / num_samples.sum()
+    if not (passes >= 1 and math.isfinite(passes)):
+        raise ValueError(f"passes must be finite and at least 1, got {passes}.")
+    beta = 1 - passes * np.count_nonzero(num_samples) / num_samples.sum()
     return float(np.clip(beta, 0.0, np.nextafter(1.0, 0.0)))
 
 
@@ -540,6 +547,7 @@ def class_shares(
     recall: NDArray[np.floating],
     budget: int,
     config: WeighConfig,
+    passes: float = 1.0,
 ) -> ClassShares:
     """Interclass sampling, from what the reduce knows of each class to its weight and quota.
 
@@ -554,6 +562,8 @@ def class_shares(
     budget : int
         Samples to keep in all.
     config : WeighConfig
+    passes : float
+        As `default_beta` takes it.
 
     Returns
     -------
@@ -564,7 +574,7 @@ def class_shares(
     ValueError
         If the budget cannot be met, as `class_quotas` does.
     """
-    beta = default_beta(num_samples) if config.beta == "auto" else config.beta
+    beta = default_beta(num_samples, passes) if config.beta == "auto" else config.beta
     class_weight = class_weights(effective_count, beta)  # (C,)
     mass = quota_mass(config.quota, ispl_mass=class_weight * effective_count, num_samples=num_samples, recall=recall)
     return ClassShares(beta, class_weight, class_quotas(mass, num_samples, budget, config.class_floor))

@@ -32,6 +32,7 @@ from razor_ray.stages import cells, decode, preflight, reuse, runtime
 from razor_ray.stages import compare as comparing
 from razor_ray.stages import proxy as proxies
 from razor_ray.training import choose_precision
+from razor_ray.window import passes
 from tests.conftest import catalog_of, readme_python, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -363,7 +364,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     arguments = ["prune", "--input", str(path), "--keep-fraction", "0.3", "--rounds", "3", "--proxy.epochs", "3"]
     # A hardness that only the last scores have.
     arguments += ["--score.num-workers", "1", "--score.hardness", "dual"]
-    arguments += ["--keep-round-losses", "--weigh.quota", "ispl", "--output"]
+    arguments += ["--keep-round-losses", "--weigh.quota", "ispl", "--sample.trained-for", "steps", "--output"]
     seen = {}
     train = pipeline.training.train
     weigh_round = proxies._weigh_round
@@ -417,7 +418,9 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
         np.testing.assert_allclose(sample_weights["weight"], class_weight[label] * v[:, number - 1], rtol=1e-5)
         np.testing.assert_array_equal(sample_weights["sample_id"], scores["sample_id"])
     mean = counts.mean(axis=0)
-    expected = weights.class_quotas(weights.class_weights(mean, beta) * mean, sizes, 60)
+    for_steps = weights.default_beta(sizes, passes(60 / 199, "steps"))  # of the subset's training; the proxy's has none
+    expected = weights.class_quotas(weights.class_weights(mean, for_steps) * mean, sizes, 60)
+    assert expected.tolist() != weights.class_quotas(weights.class_weights(mean, beta) * mean, sizes, 60).tolist()
     np.testing.assert_array_equal(pq.read_table(tmp_path / "out" / "weights")["quota"], expected)
     # How samples fared over the three epochs.
     columns = {name: scores[name].to_numpy() for name in schema.DYNAMICS_NAMES}

@@ -223,8 +223,13 @@ def test_hand_worked_default_beta():
     assert default_beta([30, 10, 0]) == 0.95
     assert default_beta([1, 1, 1]) == 0
     assert default_beta([1e17]) < 1
+    assert default_beta([30, 10], passes=3) == 0.85
+    assert default_beta([2, 2], passes=10 / 3) == 0
     with pytest.raises(ValueError, match="at least one sample"):
         default_beta([0, 0])
+    for passes in (0.5, math.nan, math.inf):
+        with pytest.raises(ValueError, match="passes must be finite and at least 1"):
+            default_beta([30, 10], passes)
 
 
 def test_rarer_class_weighs_more():
@@ -486,6 +491,22 @@ def test_classes_are_weighed_by_what_is_effective_of_them():
     assert shares.beta == 0.5
     assert shares.class_weight[0] / shares.class_weight[1] == pytest.approx(2 / 3)
     assert shares.quota.tolist() == [8, 6]
+
+
+def test_more_passes_give_more_to_the_classes_of_more_hard_samples():
+    # Two classes of 20 and ten passes: 1 - 10 * 2 / 40 is the beta of above, and so are the quotas.
+    of_two = {"num_samples": np.array([20, 20]), "effective_count": np.array([2.0, 1.0]), "recall": np.ones(2)}
+    assert class_shares(**of_two, budget=14, config=WeighConfig(), passes=10).quota.tolist() == [8, 6]
+    fixed = class_shares(**of_two, budget=14, config=WeighConfig(beta=0.5), passes=3)  # which is not changed
+    assert (fixed.beta, fixed.quota.tolist()) == (0.5, [8, 6])
+    count = np.array([100.0, 300.0, 200.0])
+    of_three = {"num_samples": np.full(3, 1000), "effective_count": count, "recall": np.ones(3)}
+    quotas = [
+        class_shares(**of_three, budget=600, config=WeighConfig(), passes=passes).quota for passes in (1, 2, 10 / 3)
+    ]
+    assert quotas[0].tolist() == [190, 210, 200]  # by x / (1 - exp(-x)) of x = 0.1, 0.3, 0.2 to a sample or so
+    for low, high in itertools.pairwise(quotas):
+        assert high[1] > low[1] and high[0] < low[0] and high.sum() == 600
 
 
 def test_settings_are_parts_of_the_threshold():

@@ -50,7 +50,7 @@ _DECODE_BATCH = 256
 _MADE_OF = "_made_of.json"
 _ROW_FORMAT = 2  # tells which of the held-out images a network is right of
 _SECONDS_BETWEEN_STATES = 60.0
-_OF_QUOTAS = ("weigh", "threshold", "earlier")
+_OF_QUOTAS = ("weigh", "sample", "threshold", "earlier")
 
 
 def compare(

@@ -60,7 +60,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     budget = int(weights.table["quota"].to_numpy().sum())
     keep_fraction = budget / int(num_samples.sum())
     window = Window.of(config.sample, keep_fraction, weights.contradicted_fraction)
-    notes = [*_notes(config.sample, keep_fraction, window, weights), *_starved(config.weigh, weights)]
+    notes = [*_notes(config, keep_fraction, window, weights), *_starved(config.weigh, weights)]
     for note in notes:
         say(f"note      {note}")
     folder = store.begin("selection")
@@ -98,9 +98,9 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     store.commit("selection", facts)
 
 
-def _notes(settings: SampleConfig, keep_fraction: float, window: Window, weights: Weights) -> Iterator[str]:
+def _notes(config: PruneConfig, keep_fraction: float, window: Window, weights: Weights) -> Iterator[str]:
     """What about a choice is not as one may think."""
-    contradicted = weights.contradicted_fraction
+    settings, contradicted = config.sample, weights.contradicted_fraction
     if settings.gamma == "auto" and window.sharpness < _BLUNT:
         yield (
             f"the proxy contradicts {contradicted:.1%} of the labels, too few to say which samples are hard: what is "
@@ -109,8 +109,10 @@ def _notes(settings: SampleConfig, keep_fraction: float, window: Window, weights
     if settings.focus != "auto" and window.sharpness == 0:
         yield f"sample.focus {settings.focus} has no effect where γ is 0: all levels of hardness have one chance"
     usual = replace(settings, trained_for=SampleConfig().trained_for)
-    if settings != usual and (window.sharpness == 0 or window == Window.of(usual, keep_fraction, contradicted)):
-        yield f"sample.trained_for {settings.trained_for} has no effect here: the same levels of hardness are kept"
+    has_own_quotas = config.weigh.quota == "ispl" and config.weigh.beta == "auto" and keep_fraction < 1
+    has_own_window = window.sharpness > 0 and window != Window.of(usual, keep_fraction, contradicted)
+    if settings != usual and not (has_own_quotas or has_own_window):
+        yield f"sample.trained_for {settings.trained_for} has no effect here: it is as for {usual.trained_for}"
     if contradicted > _MOST_CONTRADICTED:
         yield (
             f"the proxy contradicts {contradicted:.1%} of the labels: what it finds hard says little. Train it for "

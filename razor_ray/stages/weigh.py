@@ -18,11 +18,12 @@ import ray
 from numpy.typing import NDArray
 
 from razor_ray import schema, weights
-from razor_ray.config import WeighConfig
+from razor_ray.config import TrainedFor, WeighConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
 from razor_ray.stages import exchange, runtime
 from razor_ray.weights import IsplSettings, quantile_place
+from razor_ray.window import passes
 
 _CLASSES_PER_PARTITION, _USUAL_PARTITIONS = 8, 16
 _HALF_BITS = 16  # the bits of a float32 are counted in two halves
@@ -55,6 +56,7 @@ def weigh(
     config: WeighConfig,
     keep_fraction: float,
     *,
+    trained_for: TrainedFor = "epochs",
     threshold: float | None = None,
     earlier: Sequence[dict[str, float]] = (),
 ) -> None:
@@ -66,6 +68,8 @@ def weigh(
     class_names : tuple of str
     config : WeighConfig
     keep_fraction : float
+    trained_for : 'epochs' or 'steps'
+        As many of which as everything would be; an ISPL round of the proxy knows of none.
     threshold : float, optional
         The ISPL threshold in nats; without it the configured quantile of the losses.
     earlier : sequence of dict
@@ -100,7 +104,7 @@ def weigh(
         for label, found in by_class.items():
             counts = [*(counts[str(label)] for counts in earlier), found["effective_count"]]
             found["effective_count"] = math.fsum(counts) / len(counts)
-        table, facts = _weights_table(class_names, by_class, config, keep_fraction)
+        table, facts = _weights_table(class_names, by_class, config, keep_fraction, trained_for)
         progress.note = f"{facts['budget']:,} of {facts['num_samples']:,} samples to keep"
     folder = store.begin("weights")
     write_table(store.filesystem, f"{folder}/weights.parquet", table)
@@ -196,7 +200,11 @@ def _class_mass(classes: dict[int, _ClassLosses], ispl: IsplSettings) -> dict[in
 
 
 def _weights_table(
-    class_names: tuple[str, ...], by_class: dict[int, dict[str, Any]], config: WeighConfig, keep_fraction: float
+    class_names: tuple[str, ...],
+    by_class: dict[int, dict[str, Any]],
+    config: WeighConfig,
+    keep_fraction: float,
+    trained_for: TrainedFor,
 ) -> tuple[pa.Table, dict[str, Any]]:
     labels = sorted(by_class)
     num_samples = np.array([by_class[label]["num_samples"] for label in labels], np.int64)  # (C,)
@@ -204,7 +212,12 @@ def _weights_table(
     recall = np.array([by_class[label]["recall"] for label in labels])  # (C,)
     budget = weights.budget(int(num_samples.sum()), keep_fraction)
     shares = weights.class_shares(
-        num_samples=num_samples, effective_count=effective_count, recall=recall, budget=budget, config=config
+        num_samples=num_samples,
+        effective_count=effective_count,
+        recall=recall,
+        budget=budget,
+        config=config,
+        passes=passes(budget / int(num_samples.sum()), trained_for),
     )
     columns = {
         "label": labels,

@@ -31,7 +31,7 @@ def select(folder, table, num_files=3, order=None, **settings) -> pa.Table:
     arguments = {"input": InputConfig(path="unused"), "output": str(folder), "keep_fraction": 0.3} | settings
     config = PruneConfig(**arguments)
     commit_scores(store, table, num_files, order, hardness_column(config.score, table.column_names))
-    weigh.weigh(store, NAMES, config.weigh, config.keep_fraction)
+    weigh.weigh(store, NAMES, config.weigh, config.keep_fraction, trained_for=config.sample.trained_for)
     sample(store, weigh.read(store), config)
     selection = schema.check(store.read("selection"), schema.SELECTION, "selection")
     return selection.sort_by("sample_id").combine_chunks()
@@ -215,11 +215,14 @@ def test_settings_without_their_effect_are_told_of(tmp_path, capfd):
     table = make_scores(500)
     select(tmp_path / "blunt", table, sample=SampleConfig(gamma=0.0, focus=0.4))
     assert "note      sample.focus 0.4 has no effect where γ is 0" in capfd.readouterr().err
-    select(tmp_path / "both", table, sample=SampleConfig(trained_for="steps", gamma=1.0, focus=0.4))
-    assert "note      sample.trained_for steps has no effect here: the same levels" in capfd.readouterr().err
-    select(tmp_path / "flat", table, sample=SampleConfig(trained_for="steps", gamma=0.0))
+    even = WeighConfig(quota="uniform")
+    select(tmp_path / "both", table, weigh=even, sample=SampleConfig(trained_for="steps", gamma=1.0, focus=0.4))
+    assert "note      sample.trained_for steps has no effect here: it is as for epochs" in capfd.readouterr().err
+    given = WeighConfig(beta=0.9)
+    select(tmp_path / "flat", table, weigh=given, sample=SampleConfig(trained_for="steps", gamma=0.0))
     assert "note      sample.trained_for steps has no effect here" in capfd.readouterr().err
-    select(tmp_path / "one", table, sample=SampleConfig(trained_for="steps", gamma=1.0))
+    select(tmp_path / "one", table, weigh=even, sample=SampleConfig(trained_for="steps", gamma=1.0))
+    select(tmp_path / "quotas", table, sample=SampleConfig(trained_for="steps", gamma=1.0, focus=0.4))
     of_each = WeighConfig(quota="proportional")  # three tenths of every class
     select(tmp_path / "sharp", table, weigh=of_each, sample=SampleConfig(gamma=1.0, focus=0.4, tail=0.69))
     assert "note" not in capfd.readouterr().err
