@@ -186,7 +186,8 @@ class WeighConfig:
     diversity_step: float = 1.0
     """For 'diversity': its delta, as a fraction of the threshold."""
     beta: float | Auto = "auto"
-    """Of the effective number of samples, in [0, 1). 'auto': 1 - C / N."""
+    """Of the effective number of samples, in [0, 1). 'auto': 1 - C / N of C classes and N samples; for equal steps
+    1 - p C / N, p = 1 / keep_fraction but at most 10 / 3."""
     quota: Quota = "ispl"
     """What a class's quota is proportional to: its ISPL mass, its size, nothing, or 1 - recall."""
     round_decay: float = 0.5
@@ -221,7 +222,8 @@ class SampleConfig:
     share of wrong labels. 0 sets nothing aside."""
     trained_for: TrainedFor = "epochs"
     """For how long you will train on the subset: for as many epochs as on everything, or for as many steps of as many
-    samples, so 1 / keep_fraction times the epochs. A longer training can use harder samples; focus and gamma follow."""
+    samples, so 1 / keep_fraction times the epochs. A longer training can use harder samples, and more of hard classes;
+    focus, gamma and weigh.beta follow."""
     focus: float | Auto = "auto"
     """The level of hardness that is kept with the best chance; a sample's level is the share of all samples that are
     easier, 0 to 1. 'auto': higher as the budget grows and for equal steps, lower the more labels the proxy contradicts,
