@@ -186,8 +186,8 @@ class WeighConfig:
     diversity_step: float = 1.0
     """For 'diversity': its delta, as a fraction of the threshold."""
     beta: float | Auto = "auto"
-    """Of the effective number of samples, in [0, 1). 'auto': 1 - C / N of C classes and N samples; for equal steps
-    1 - p C / N, p = 1 / keep_fraction but at most 10 / 3."""
+    """Of the effective number of samples, in [0, 1). 'auto': 1 - C / N of C classes and N samples; for
+    sample.trained_for steps 1 - p C / N, but at least 0, with p = 1 / keep_fraction, but at most 10 / 3."""
     quota: Quota = "ispl"
     """What a class's quota is proportional to: its ISPL mass, its size, nothing, or 1 - recall."""
     round_decay: float = 0.5

@@ -296,10 +296,10 @@ def effective_number(num_samples: ArrayLike, beta: float) -> NDArray[np.float64]
 
 
 def default_beta(num_samples: ArrayLike, passes: float = 1.0) -> float:
-    """1 - p C / N: samples count in full up to a p-th of the mean size of a class, so that it scales with the data.
+    """1 - p C / N, but at least 0: effective numbers level off at a p-th of the mean size of a class.
 
-    Ours. The sooner samples of a class count less, the more alike are all classes' weights, and the more of the budget
-    goes where the hard samples are: a training that looks at each of them more often can learn more of those.
+    Ours; so it scales with the data. The lower they level off, the more alike are the classes' weights, and the more of
+    the budget goes where the hard samples are: a training that looks at each more often can learn more of those.
 
     Parameters
     ----------

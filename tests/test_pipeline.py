@@ -148,7 +148,7 @@ def test_the_most_suspicious_labels_as_the_readme_reads_them(run, tmp_path, caps
 
 def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, monkeypatch, capfd):
     """The same as if everything had been scored for it, also when the run that it was scored in has gone."""
-    choice = ["--keep-fraction", "0.1", "--seed", "3", "--sample.gamma", "0.5"]
+    choice = ["--keep-fraction", "0.1", "--seed", "3", "--sample.gamma", "0.5", "--sample.trained-for", "steps"]
     assert prune(run.parent / "in", tmp_path / "fresh", weights_file, "--input.id-column", "name", *choice) == 0
     shutil.copytree(run, tmp_path / "scored")
     for module, name in ((pipeline, "score"), (proxies, "make")):
@@ -167,11 +167,19 @@ def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, mo
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out", "fresh")]
     same = ("proxy", "scores", "budget", "counts", "reasons", "ispl", "classes", "scoring_cost")
     assert [manifests[0][name] for name in same] == [manifests[1][name] for name in same]
+    sizes = [row["num_samples"] for row in manifests[0]["classes"]]
+    assert manifests[0]["ispl"]["beta"] == weights.default_beta(sizes, passes(0.1, "steps"))
     assert f"taken from {tmp_path}/scored" in (tmp_path / "out" / "report.html").read_text()
     shutil.rmtree(tmp_path / "scored")
     shutil.rmtree(tmp_path / "out" / "selection")
     assert main(taken) == 0
     assert pq.read_table(tmp_path / "out" / "selection").equals(pq.read_table(tmp_path / "fresh" / "selection"))
+    # Quotas of another version, which are not to be filled by this one's rule.
+    shutil.rmtree(tmp_path / "out" / "selection")
+    commit = tmp_path / "out" / "weights" / ".commit.json"
+    commit.write_text(json.dumps(json.loads(commit.read_text()) | {"rule": -1}))
+    assert main(taken) == 2
+    assert f"the classes' quotas in {tmp_path}/out are of another version" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

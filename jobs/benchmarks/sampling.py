@@ -159,7 +159,8 @@ def select_on_ray(path: str, num_classes: int, keep_fraction: float) -> dict[str
     started = time.perf_counter()
     with runtime.session():
         session_started = time.perf_counter()
-        weigh.weigh(store, tuple(map(str, range(num_classes))), config.weigh, keep_fraction)
+        names = tuple(map(str, range(num_classes)))
+        weigh.weigh(store, names, config.weigh, keep_fraction, trained_for=config.sample.trained_for)
         weighed = time.perf_counter()
         sample(store, weigh.read(store), config)
         ended = time.perf_counter()

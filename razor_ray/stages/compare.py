@@ -235,8 +235,16 @@ def check_names(config: CompareConfig, pruned: PruneConfig) -> None:
     """
     named: list[tuple[str, Any]] = []
     for name in config.methods:
-        method = methods.resolve(name, weigh=config.weigh, sample=config.sample, has_rounds=pruned.rounds > 1)
-        is_what = (method.func, methods.settings_of(method))
+        resolved = [
+            methods.resolve(
+                name,
+                weigh=config.weigh,
+                sample=replace(config.sample, trained_for=budget),
+                has_rounds=pruned.rounds > 1,
+            )
+            for budget in config.budgets
+        ]
+        is_what = [(method.func, methods.settings_of(method)) for method in resolved]
         if twins := [other for other, of in named if of == is_what]:
             raise ValueError(f"{twins[0]} and {name} keep the same: leave one out.")
         named.append((name, is_what))

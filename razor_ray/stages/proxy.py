@@ -131,6 +131,7 @@ def _weigh_round(
             catalog.class_names,
             config.weigh,
             config.keep_fraction,
+            trained_for="epochs",
             threshold=(
                 weighing.threshold_of_round(rounds[0].commit_facts("weights"), config.weigh, number)
                 if number > 1

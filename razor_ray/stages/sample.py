@@ -21,6 +21,7 @@ from razor_ray.config import PruneConfig, SampleConfig, WeighConfig
 from razor_ray.heap import freed_memory_kept
 from razor_ray.progress import say, stage
 from razor_ray.run_store import RunStore, write_table
+from razor_ray.selection import RULE
 from razor_ray.stages import exchange, runtime
 from razor_ray.stages.weigh import Weights
 from razor_ray.window import Levels, Window, from_zero
@@ -45,8 +46,13 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     Raises
     ------
     ValueError
-        If a class's embeddings or scores are not what sampling needs.
+        If a class's embeddings or scores are not what sampling needs, or its quota is by another rule than this one's.
     """
+    if store.commit_facts("weights")["rule"] != RULE:
+        raise ValueError(
+            f"the classes' quotas in {store.uri} are of another version of razor_ray. Choose another --output: with "
+            f"--scores-from {store.uri} it need not score again."
+        )
     labels, num_samples = weights.table["label"].to_numpy(), weights.table["num_samples"].to_numpy()  # (C,), (C,)
     partition_of_label = np.zeros(int(labels.max()) + 1, np.int64)
     num_bytes = sum(store.file_sizes("scores"))
@@ -112,7 +118,7 @@ def _notes(config: PruneConfig, keep_fraction: float, window: Window, weights: W
     has_own_quotas = config.weigh.quota == "ispl" and config.weigh.beta == "auto" and keep_fraction < 1
     has_own_window = window.sharpness > 0 and window != Window.of(usual, keep_fraction, contradicted)
     if settings != usual and not (has_own_quotas or has_own_window):
-        yield f"sample.trained_for {settings.trained_for} has no effect here: it is as for {usual.trained_for}"
+        yield f"sample.trained_for {settings.trained_for} keeps the same samples here as {usual.trained_for} would"
     if contradicted > _MOST_CONTRADICTED:
         yield (
             f"the proxy contradicts {contradicted:.1%} of the labels: what it finds hard says little. Train it for "

@@ -21,6 +21,7 @@ from razor_ray import schema, weights
 from razor_ray.config import TrainedFor, WeighConfig
 from razor_ray.progress import stage
 from razor_ray.run_store import RunStore, write_table
+from razor_ray.selection import RULE
 from razor_ray.stages import exchange, runtime
 from razor_ray.weights import IsplSettings, quantile_place
 from razor_ray.window import passes
@@ -56,7 +57,7 @@ def weigh(
     config: WeighConfig,
     keep_fraction: float,
     *,
-    trained_for: TrainedFor = "epochs",
+    trained_for: TrainedFor,
     threshold: float | None = None,
     earlier: Sequence[dict[str, float]] = (),
 ) -> None:
@@ -69,7 +70,7 @@ def weigh(
     config : WeighConfig
     keep_fraction : float
     trained_for : 'epochs' or 'steps'
-        As many of which as everything would be; an ISPL round of the proxy knows of none.
+        As many of which as everything would be. For the rounds of a proxy, which learns of all samples, 'epochs'.
     threshold : float, optional
         The ISPL threshold in nats; without it the configured quantile of the losses.
     earlier : sequence of dict
@@ -231,6 +232,7 @@ def _weights_table(
         "budget": budget,
         "num_samples": int(num_samples.sum()),
         "beta": float(shares.beta),
+        "rule": RULE,
         "contradicted_fraction": sum(by_class[label]["num_contradicted"] for label in labels) / int(num_samples.sum()),
     }
     return schema.table(columns, schema.WEIGHTS, "weights"), facts

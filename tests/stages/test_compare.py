@@ -390,6 +390,9 @@ def test_razor_chooses_for_what_each_training_is(run, capfd):
         assert choose("razor:trained_for=epochs", budget) == choose("razor", "epochs")  # whoever says so
         assert choose("ccs", budget) == choose("ccs", "epochs")
     assert choose("razor", "steps") != choose("razor", "epochs")
+    by_quotas = "razor:focus=0.5,gamma=2,scheme=hard"  # what else follows is given
+    assert choose(by_quotas, "steps") != choose(by_quotas, "epochs")
+    assert choose(f"{by_quotas},beta=0.9", "steps") == choose(f"{by_quotas},beta=0.9", "epochs")
     capfd.readouterr()
     # What the run's subset is trained for says nothing of a comparison's trainings, which is told.
     pruned = PruneConfig(
@@ -526,16 +529,24 @@ def test_trainings_from_other_weights_are_not_put_beside(run, tmp_path, capfd):
         (["razor", "razor:tail=auto"], "razor and razor:tail=auto"),
         (["ccs:num_strata=50", "ccs"], "ccs:num_strata=50 and ccs"),
         (["razor:focus=0.3", "razor"], "razor:focus=0.3 and razor"),  # with --sample.focus 0.3
+        (["razor", "razor:trained_for=steps"], "razor and razor:trained_for=steps"),  # with --budgets steps
     ],
 )
 def test_one_method_by_two_names_is_refused(methods, twins):
     config = CompareConfig(
-        run="run", output="out", methods=tuple(methods), sample=SampleConfig(focus=0.3 if "focus" in twins else "auto")
+        run="run",
+        output="out",
+        methods=tuple(methods),
+        sample=SampleConfig(focus=0.3 if "focus" in twins else "auto"),
+        budgets=("steps",) if "steps" in twins else ("epochs",),
     )
     pruned = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.3)
     with pytest.raises(ValueError, match=f"^{twins} keep the same: leave one out"):
         comparing.check_names(config, pruned)
     comparing.check_names(replace(config, methods=("razor", "razor:gamma=2", "ccs", "ccs_per_class", "dual")), pruned)
+    for budgets in (("steps",), ("epochs", "steps")):
+        two_choices = replace(config, methods=("razor", "razor:trained_for=epochs"), budgets=budgets)
+        comparing.check_names(two_choices, pruned)  # where the budget is steps, they keep not the same
 
 
 def test_what_is_known_stays_told_while_more_is_trained(run, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pickle
 import re
 import tracemalloc
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pyarrow as pa
@@ -122,7 +122,7 @@ def test_the_drivers_memory_does_not_grow_with_the_samples(tmp_path, monkeypatch
         got.clear()
         with arrow_memory() as pool:
             tracemalloc.start()
-            weigh.weigh(store, NAMES, config.weigh, config.keep_fraction)
+            weigh.weigh(store, NAMES, config.weigh, config.keep_fraction, trained_for="epochs")
             sample(store, weigh.read(store), config)
             peaks.append((tracemalloc.get_traced_memory()[1], pool.max_memory(), sum(got)))
             tracemalloc.stop()
@@ -216,16 +216,20 @@ def test_settings_without_their_effect_are_told_of(tmp_path, capfd):
     select(tmp_path / "blunt", table, sample=SampleConfig(gamma=0.0, focus=0.4))
     assert "note      sample.focus 0.4 has no effect where γ is 0" in capfd.readouterr().err
     even = WeighConfig(quota="uniform")
-    select(tmp_path / "both", table, weigh=even, sample=SampleConfig(trained_for="steps", gamma=1.0, focus=0.4))
-    assert "note      sample.trained_for steps has no effect here: it is as for epochs" in capfd.readouterr().err
+    both = SampleConfig(trained_for="steps", gamma=1.0, focus=0.4)
+    for_steps = select(tmp_path / "both", table, weigh=even, sample=both)
+    assert "note      sample.trained_for steps keeps the same samples here as epochs would" in capfd.readouterr().err
     given = WeighConfig(beta=0.9)
     select(tmp_path / "flat", table, weigh=given, sample=SampleConfig(trained_for="steps", gamma=0.0))
-    assert "note      sample.trained_for steps has no effect here" in capfd.readouterr().err
+    assert "note      sample.trained_for steps keeps the same samples here" in capfd.readouterr().err
     select(tmp_path / "one", table, weigh=even, sample=SampleConfig(trained_for="steps", gamma=1.0))
-    select(tmp_path / "quotas", table, sample=SampleConfig(trained_for="steps", gamma=1.0, focus=0.4))
+    by_quotas = select(tmp_path / "quotas", table, sample=both)
     of_each = WeighConfig(quota="proportional")  # three tenths of every class
     select(tmp_path / "sharp", table, weigh=of_each, sample=SampleConfig(gamma=1.0, focus=0.4, tail=0.69))
     assert "note" not in capfd.readouterr().err
+    for_epochs = replace(both, trained_for="epochs")
+    assert for_steps["keep"].equals(select(tmp_path / "same", table, weigh=even, sample=for_epochs)["keep"])
+    assert not by_quotas["keep"].equals(select(tmp_path / "other", table, sample=for_epochs)["keep"])
     selection = select(tmp_path / "short", table, weigh=of_each, sample=SampleConfig(tail=0.9))
     sizes = np.bincount(table["label"].to_numpy())
     assert np.sort(sizes[sizes > 0])[:2].tolist() == [1, 26], "the class of one is kept whole: nothing to set aside"

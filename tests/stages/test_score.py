@@ -500,7 +500,7 @@ def test_rows_above_2_to_the_24_from_the_input_to_the_subset(tmp_path, digits):
     assert table["sample_id"].to_pylist() == list(range(2**24, 2**24 + 40))
     source = InputConfig(path=str(tmp_path / "in"), class_names=names)
     store, config = RunStore(str(tmp_path / "run")), PruneConfig(input=source, output="unused", keep_fraction=0.5)
-    weigh.weigh(store, names, config.weigh, config.keep_fraction)
+    weigh.weigh(store, names, config.weigh, config.keep_fraction, trained_for="epochs")
     sample(store, weigh.read(store), config)
     write_subset(catalogs.build(source), store)
     kept = store.read("selection").filter(pc.field("keep"))["sample_id"].to_pylist()

@@ -54,7 +54,7 @@ def commit_scores(
 def weighed(folder, table: pa.Table, config: WeighConfig, num_files: int = 3, keep_fraction: float = 0.3):
     store = RunStore(str(folder))
     commit_scores(store, table, num_files)
-    weigh.weigh(store, NAMES, config, keep_fraction)
+    weigh.weigh(store, NAMES, config, keep_fraction, trained_for="epochs")
     return weigh.read(store)
 
 
@@ -115,7 +115,7 @@ def test_bit_identical_however_the_scores_are_cut(tmp_path):
     }.items():
         store = RunStore(str(tmp_path / name))
         commit_scores(store, rows, num_files, order)
-        weigh.weigh(store, NAMES, WeighConfig(), 0.3)
+        weigh.weigh(store, NAMES, WeighConfig(), 0.3, trained_for="epochs")
         found.append(weigh.read(store))
     for other in found[1:]:
         assert other.table.equals(found[0].table)
@@ -144,7 +144,7 @@ def test_many_more_names_than_classes(tmp_path):
     # ImageNet's thousand names on a subset of six classes: most of the partitions are empty.
     store = RunStore(str(tmp_path / "run"))
     commit_scores(store, make_scores(300), 2)
-    weigh.weigh(store, tuple(f"class {label}" for label in range(1000)), WeighConfig(), 0.5)
+    weigh.weigh(store, tuple(f"class {label}" for label in range(1000)), WeighConfig(), 0.5, trained_for="epochs")
     assert sum(weigh.read(store).table["quota"].to_pylist()) == 150
 
 
@@ -152,7 +152,7 @@ def test_nothing_was_scored(tmp_path):
     store = RunStore(str(tmp_path / "run"))
     commit_scores(store, make_scores(300).slice(0, 0), 1)
     with pytest.raises(ValueError, match="no sample was scored"):
-        weigh.weigh(store, NAMES, WeighConfig(), 0.5)
+        weigh.weigh(store, NAMES, WeighConfig(), 0.5, trained_for="epochs")
 
 
 def test_infeasible_floor(tmp_path):
