@@ -121,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(verb: str, arguments: Sequence[str]) -> int:
     """Run a verb here, or submit it."""
-    # A thread that waits for another sleeps: spinning, two threads on two busy cores trained four times slower. Read by
-    # OpenMP when torch is loaded, here and in Ray's workers.
+    # As `runtime.session` does, and before torch is loaded here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config, cluster = parse(_VERBS[verb], arguments)
@@ -168,6 +167,9 @@ def parse(kind: type[Any], arguments: Sequence[str]) -> tuple[Any, ClusterOption
                 args=rest,
                 **defaults,
             )
+    except BrokenPipeError:  # whoever read the help has seen enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except SystemExit as stop:
         if refusal := _refusal(stop):
             raise ValueError(str(refusal)) from None

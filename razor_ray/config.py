@@ -293,6 +293,7 @@ class PruneConfig:
     """The result."""
 
     def __post_init__(self) -> None:
+        _check_input(self.input)
         check_keep_fraction(self.keep_fraction)
         if not self.output:
             raise ValueError("output must name the run's folder, got an empty path.")
@@ -379,6 +380,7 @@ class TrainConfig(LearningConfig):
     """Stop if no sample was finished in so many seconds; an autoscaler's nodes must come in that time."""
 
     def __post_init__(self) -> None:
+        _check_input(self.input)
         LearningConfig.__post_init__(self)
         if self.num_workers != "auto":
             _check_at_least("num_workers", self.num_workers, 1)
@@ -621,6 +623,12 @@ _OPTIONS_OF_STORES = (
     *("project_id", "retry_limit_seconds", "user", "replication", "kerb_ticket", "buffer_size", "default_block_size"),
 )
 """Of s3://, gs:// and hdfs://, as Arrow reads them; none is a secret."""
+
+
+def _check_input(value: object) -> None:
+    """What who writes Python passes first."""
+    if not isinstance(value, InputConfig):
+        raise TypeError(f"input must be an InputConfig, such as InputConfig(path='photos/train'), got {value!r}.")
 
 
 def _check_no_secret(name: str, uri: str | None) -> None:

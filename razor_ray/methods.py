@@ -6,6 +6,7 @@ as well set for the data as the method that it is compared with.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +75,9 @@ def resolve(
     """
     kind, colon, text = name.partition(":")
     if kind not in METHODS:
-        raise ValueError(f"there is no method {kind!r}. Methods: {', '.join(METHODS)}.")
+        near = difflib.get_close_matches(kind, METHODS, 1)
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"there is no method {kind!r}.{meant} Methods: {', '.join(METHODS)}.")
     settings = _settings(name, text) if colon else {}
     if kind != "razor":
         _check(name, METHODS[kind], settings)

@@ -268,7 +268,8 @@ def load_weights(network: nn.Module, content: bytes, name: str) -> None:
     if missing or unexpected:
         raise ValueError(
             f"weights {name} do not fit {type(network).__name__}: {len(missing)} missing ({', '.join(missing[:3])}), "
-            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Name their network by the option arch."
+            f"{len(unexpected)} not known ({', '.join(unexpected[:3])}). Name their network by its option, such as "
+            "--proxy.arch."
         )
     for key, value in weights.items():
         if value.shape != own[key].shape:

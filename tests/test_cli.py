@@ -457,6 +457,15 @@ def test_threads_wait_asleep(ran, monkeypatch):
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
+def test_who_has_seen_enough_of_the_help_gets_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does, sooner or later
+    command = [sys.executable, "-m", "razor_ray.cli", "prune", "--help"]
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert (found.returncode, found.stderr) == (128 + signal.SIGPIPE, "")
+
+
 # Submitted to a cluster.
 
 

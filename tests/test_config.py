@@ -436,3 +436,11 @@ def test_the_digest_is_of_what_decides_the_result():
     same = dataclasses.replace(one, output="elsewhere", stall_timeout=5.0, score=ScoreConfig(num_workers=9))
     assert digest(one) == digest(same)
     assert digest(one) != digest(dataclasses.replace(one, seed=1))
+
+
+def test_a_path_is_no_input():
+    message = r"input must be an InputConfig, such as InputConfig\(path='photos/train'\), got 'photos'\."
+    with pytest.raises(TypeError, match=message):
+        PruneConfig(input="photos", output="out", keep_fraction=0.3)
+    with pytest.raises(TypeError, match=message):
+        TrainConfig(input="photos", output="out")

@@ -114,7 +114,7 @@ def test_tars_and_a_list_may_be_asked_for_of_a_finished_run(runs, weights_file, 
     options = ["--input.id-column", "name", "--subset.webdataset", "--subset.ids"]
     assert prune(runs / "in-parquet", run, weights_file, *options) == 0
     shown = capfd.readouterr().err.splitlines()
-    assert [line for line in shown if line.startswith("tars ") and line.endswith(f"2 tars in {tars}")]
+    assert [line for line in shown if line.startswith("tars ") and line.endswith(f"2 in {tars}")]
     assert [line for line in shown if line.startswith("ids       120 keys") and line.endswith(f"{run}/subset_ids.txt")]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.parquet")} == before
     contents = [path.read_bytes() for path in sorted(tars.glob("*.tar"))]

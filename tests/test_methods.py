@@ -84,7 +84,7 @@ def test_settings_of_a_name_come_on_top_of_those_of_the_comparison():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("razr", "there is no method 'razr'. Methods: razor, random,"),
+        ("razr", "there is no method 'razr'. Did you mean razor\\? Methods: razor, random,"),
         ("", "there is no method ''"),
         ("ccs:tial=0.1", r"ccs:tial=0.1: there is no setting 'tial' \(there are: tail, num_strata, hardness\)"),
         ("ccs_per_class:samples=3", r"there is no setting 'samples' \(there are: tail, num_strata, hardness\)"),

@@ -44,10 +44,11 @@ def check_labels(config: PruneConfig, catalog: Catalog) -> None:
     examples = [f"{label} ({count:,})" for label, count in list(unknown.items())[:MOST_NAMED]]
     if num_others := num_samples - num_known - sum(unknown.values()):
         examples.append(f"none or negative ({num_others:,})")
+    first = ", ".join(catalog.class_names[:3]) + ", ..." * (len(catalog.class_names) > 3)
     more = f", or raise --max-quarantine-fraction {config.max_quarantine_fraction:g}" if num_known else ""
     raise quarantine.QuarantineError(
         f"{num_samples - num_known:,} of {num_samples:,} labels of {config.input.path} are none of the "
-        f"{len(catalog.class_names):,} classes ({', '.join(catalog.class_names[:3])}, ...): {', '.join(examples)}. "
+        f"{len(catalog.class_names):,} classes ({first}): {', '.join(examples)}. "
         "Choose another --input.label-column, name all classes with --input.class-names, mend the labels"
         f"{more}."
     )

@@ -87,8 +87,8 @@ def write_tars(class_names: Sequence[str], store: RunStore) -> None:
         num_tars = 0
         for _, counts in runtime.run_tasks(webdataset_writer.write_tars, calls, name="write tars"):
             num_tars += len(counts)
-            progress.advance(sum(counts), f"{num_tars:,} tars")
-        progress.note = f"{num_tars:,} tars in {store.address('subset-tars')}"
+            progress.advance(sum(counts), f"{num_tars:,} written")
+        progress.note = f"{num_tars:,} in {store.address('subset-tars')}"
     assert progress.done == num_samples, "the tars hold other samples than the subset"
     store.commit("subset-tars", {"num_samples": num_samples, "num_tars": num_tars})
 

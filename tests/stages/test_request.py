@@ -14,9 +14,7 @@ from tests.conftest import catalog_of
 def test_labels_that_are_no_classes_are_told_before_anything_is_trained():
     config = PruneConfig(input=InputConfig(path="in"), output="out", keep_fraction=0.5, max_quarantine_fraction=0.1)
     request.check_labels(config, catalog_of((45, 45), 100, {"7": 10}))  # no more than may be
-    with pytest.raises(
-        ValueError, match=r"^12 of 100 labels of in are none of the 2 classes \(a, b, \.\.\.\): "
-    ) as told:
+    with pytest.raises(ValueError, match=r"^12 of 100 labels of in are none of the 2 classes \(a, b\): ") as told:
         request.check_labels(config, catalog_of((44, 44), 100, {"7": 9}))
     assert "7 (9), none or negative (3). Choose another --input.label-column" in str(told.value)
     assert "raise --max-quarantine-fraction 0.1." in str(told.value)

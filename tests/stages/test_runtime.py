@@ -450,3 +450,26 @@ def test_an_error_of_a_second_call_is_raised(tmp_path):
 def test_energy_of_every_node_is_asked_for():
     nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     assert runtime.energy_counters().keys() == nodes
+
+
+def test_while_ray_starts_it_can_be_stopped_and_its_workers_will_wait_asleep(monkeypatch):
+    seen = {}
+
+    def start(dashboard):
+        seen.update(policy=os.environ["OMP_WAIT_POLICY"], on_sigterm=signal.getsignal(signal.SIGTERM))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray's core puts its own in the place of any
+        return SimpleNamespace(dashboard_url=None)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(runtime.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(runtime.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(runtime, "_start", start)
+    monkeypatch.setattr(runtime, "_private", False)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt, match=str(int(signal.SIGTERM))), runtime.session():
+            assert seen == {"policy": "PASSIVE", "on_sigterm": runtime._stop}
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
