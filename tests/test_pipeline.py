@@ -428,7 +428,8 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     mean = counts.mean(axis=0)
     for_steps = weights.default_beta(sizes, passes(60 / 199, "steps"))  # of the subset's training; the proxy's has none
     expected = weights.class_quotas(weights.class_weights(mean, for_steps) * mean, sizes, 60)
-    assert expected.tolist() != weights.class_quotas(weights.class_weights(mean, beta) * mean, sizes, 60).tolist()
+    assert [found["beta"] for found in (*facts, final)] == [beta, beta, for_steps]
+    assert for_steps < beta
     np.testing.assert_array_equal(pq.read_table(tmp_path / "out" / "weights")["quota"], expected)
     # How samples fared over the three epochs.
     columns = {name: scores[name].to_numpy() for name in schema.DYNAMICS_NAMES}
@@ -450,7 +451,7 @@ def test_rounds_of_a_proxy_that_is_trained(digits, tmp_path, monkeypatch):
     nothing = np.zeros(0)  # no training comes of it
     data = cells.Data(samples, nothing, nothing, nothing, "resnet9", 10, 8)  # type: ignore[arg-type]
     data = comparing._with_rounds(data, samples, run.commit_facts("proxy")["rounds"], pruned)
-    razor = cells.method_of(cells.Cell("razor", 0.3, "epochs", 0), CompareConfig(run="run", output="out"), data)
+    razor = cells.method_of(cells.Cell("razor", 0.3, "steps", 0), CompareConfig(run="run", output="out"), data)
     np.testing.assert_array_equal(razor(samples, selection["keep"].to_numpy().sum(), pruned.seed), selection["keep"])
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["scores"]["hardness"] == "dual"
