@@ -83,7 +83,7 @@ def build(config: InputConfig, like: Catalog | None = None, source: sources.Sour
     found = _Found()
     refused: dict[int, sources.InputError] = {}
     num_seen = 0
-    with stage("catalog", num_shards, "shards") as progress:
+    with stage("held-out" if like else "catalog", num_shards, "shards") as progress:
         shared = ray.put(source)  # a path for each shard: too large to go with every task
         for index, group in run_tasks(_inspect, ((shared, g, config) for g in groups), name="catalog"):
             for shard, fact in zip(groups[index], group, strict=True):

@@ -401,7 +401,10 @@ def test_unusable_held_out_images_are_told(split, digits, tmp_path, capfd):
     assert main(["train", *paths, "--epochs", "1"]) == 0
     line = json.loads((tmp_path / "run/train/metrics.jsonl").read_text())
     assert (line["num_eval"], line["num_eval_unusable"]) == (99, 1)
-    assert "1 held-out images could not be used" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "1 held-out images could not be used" in told
+    looked_at = [line.split()[0] for line in told.splitlines() if "samples of" in line]
+    assert looked_at == ["catalog", "held-out"]
 
 
 def test_mistakes_about_held_out_images_name_their_options(split, digits, tmp_path, capfd):
