@@ -174,12 +174,14 @@ def test_another_choice_from_the_scores_of_a_run(run, weights_file, tmp_path, mo
     shutil.rmtree(tmp_path / "out" / "selection")
     assert main(taken) == 0
     assert pq.read_table(tmp_path / "out" / "selection").equals(pq.read_table(tmp_path / "fresh" / "selection"))
-    # Quotas of another version, which are not to be filled by this one's rule.
+    # Quotas of another version, or of one that did not say, which are not to be filled by this one's rule.
     shutil.rmtree(tmp_path / "out" / "selection")
     commit = tmp_path / "out" / "weights" / ".commit.json"
-    commit.write_text(json.dumps(json.loads(commit.read_text()) | {"rule": -1}))
-    assert main(taken) == 2
-    assert f"the classes' quotas in {tmp_path}/out are of another version" in capfd.readouterr().err
+    facts = json.loads(commit.read_text())
+    for other in (facts | {"rule": -1}, {name: fact for name, fact in facts.items() if name != "rule"}):
+        commit.write_text(json.dumps(other))
+        assert main(taken) == 2
+        assert f"the classes' quotas in {tmp_path}/out are of another version" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

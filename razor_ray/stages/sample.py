@@ -48,7 +48,7 @@ def sample(store: RunStore, weights: Weights, config: PruneConfig) -> None:
     ValueError
         If a class's embeddings or scores are not what sampling needs, or its quota is by another rule than this one's.
     """
-    if store.commit_facts("weights")["rule"] != RULE:
+    if store.commit_facts("weights").get("rule") != RULE:
         raise ValueError(
             f"the classes' quotas in {store.uri} are of another version of razor_ray. Choose another --output: with "
             f"--scores-from {store.uri} it need not score again."
