@@ -37,6 +37,8 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
+_SECONDS_TO_END = 3.0
+"""That a task has which is interrupted."""
 _STARTS = 4
 _MOST_LOST_WORKERS = 3  # of one call, as Ray has it for tasks; and of actors that begin, one after the other
 _WITHOUT_BF16 = (NVIDIA_TESLA_K80, NVIDIA_TESLA_P4, NVIDIA_TESLA_P100, NVIDIA_TESLA_V100, NVIDIA_TESLA_T4)
@@ -380,8 +382,21 @@ def run_tasks(
                     yield call.index, value
     finally:
         del _in_flight[name]
-        for ref in pending:
-            ray.cancel(ref)
+        _end(list(pending))
+
+
+def _end(tasks: list[Any]) -> None:
+    """End tasks whose results nobody waits for any more, so that none writes a file after its caller has gone on.
+
+    They are interrupted, and those that have not ended a while later are killed: an interrupt may reach a worker where
+    Python drops its errors, and one that waits in native code does not heed it.
+    """
+    left = [task.completed() if isinstance(task, ray.ObjectRefGenerator) else task for task in tasks]
+    for force in (False, True):
+        for end in left:
+            ray.cancel(end, force=force)
+        if left:
+            _, left = ray.wait(left, num_returns=len(left), timeout=_SECONDS_TO_END, fetch_local=False)
 
 
 @dataclass(slots=True)

@@ -420,6 +420,36 @@ def die_at_first(folder, num_deaths, error=None):
     yield attempt
 
 
+def go_on(folder, number, heeds):
+    """A task that is at work until it is interrupted, or killed."""
+    yield number
+    for _ in range(600):
+        try:
+            (folder / f"at work {number}").touch()
+            time.sleep(0.1)
+        except KeyboardInterrupt:
+            if heeds:
+                raise
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+@pytest.mark.usefixtures("ray_session")
+def test_tasks_that_nobody_waits_for_have_ended(tmp_path, monkeypatch, heeds):
+    monkeypatch.setattr(runtime, "_SECONDS_TO_END", 1.0)
+    items = runtime.run_tasks(go_on, [(tmp_path, number, heeds) for number in range(5)], name="go on")
+    next(items)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    items.close()
+    at_work = list(tmp_path.iterdir())
+    assert at_work
+    for path in at_work:
+        path.unlink()
+    time.sleep(1)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_generator_whose_worker_dies_is_called_again(tmp_path):
     items = runtime.run_tasks(die_at_first, [(tmp_path, 1)], name="die")
