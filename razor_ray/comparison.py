@@ -111,7 +111,7 @@ def unpack(packed: str, num_eval: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Methods at one budget side by side, over the seeds that all of them have: which of them chance can tell apart.
+    """Methods at one budget side by side: which of them chance can tell apart, over the seeds that both have.
 
     Two chances make a difference: a seed, which decides the choice and the training of every method, and the held-out
     images, of which one method may be right for good and another not, however many seeds there are.
@@ -119,45 +119,61 @@ class Trial:
     References
     ----------
     Tukey, The Problem of Multiple Comparisons, 1953: the honestly significant difference, here of randomised blocks.
+    Kramer, Extension of multiple range tests to group means with unequal numbers of replications, 1956: where methods
+    have not all the same seeds.
     """
 
-    seeds: Sequence[int]
-    of_seeds: float
-    """The honestly significant difference of two accuracies, as far as seeds make it; infinite if there are too few."""
+    of_one_seed: float
+    """The honestly significant difference of two accuracies of one seed, as far as seeds make it; infinite if there are
+    too few."""
     quantile: float
     """Of the normal distribution, for as many pairs as there are."""
 
     @classmethod
     def of(cls, lines: Sequence[Summary]) -> Trial:
         """The trial of some methods; without two of them or two seeds in common nothing can be told apart."""
-        seeds = sorted(set.intersection(*(set(line.by_seed) for line in lines)))
-        if min(len(lines), len(seeds)) < 2:
-            return cls(seeds, math.inf, math.inf)
+        accuracy = np.array([value for line in lines for value in line.by_seed.values()])  # (n,)
+        method = np.array([index for index, line in enumerate(lines) for _ in line.by_seed])
+        seeds, seed = np.unique([each for line in lines for each in line.by_seed], return_inverse=True)
+        # An accuracy is what its method and its seed make of it, and chance.
+        design = np.hstack([np.eye(len(lines))[method], np.eye(len(seeds))[seed]])
+        effects, _, rank, _ = np.linalg.lstsq(design, accuracy, rcond=None)
+        freedom = len(accuracy) - int(rank)
+        if len(lines) < 2 or freedom < 1:
+            return cls(math.inf, math.inf)
         from scipy.stats import norm  # late: scipy takes a second to import
 
-        accuracy = np.array([[line.by_seed[seed] for seed in seeds] for line in lines])  # (K, n)
-        residual = accuracy - accuracy.mean(axis=1, keepdims=True) - accuracy.mean(axis=0) + accuracy.mean()
-        freedom = (len(lines) - 1) * (len(seeds) - 1)
-        error = math.sqrt(np.square(residual).sum() / freedom / len(seeds))  # of a mean, less what the seed made of all
+        error = math.sqrt(np.square(accuracy - design @ effects).sum() / freedom)
         quantile = float(norm.ppf(1 - 0.025 / math.comb(len(lines), 2)))
-        return cls(seeds, _studentized_range(len(lines), freedom) * error, quantile)
+        return cls(_studentized_range(len(lines), freedom) * error, quantile)
+
+    def of_seeds(self, one: Summary, other: Summary) -> float:
+        """What of the least difference seeds make; infinite if the two have fewer than two in common."""
+        num_seeds = len(one.by_seed.keys() & other.by_seed.keys())
+        return self.of_one_seed / math.sqrt(num_seeds) if num_seeds > 1 else math.inf
 
     def least_difference(self, one: Summary, other: Summary) -> float:
         """Between two accuracies, to be more than chance makes of any two of equal methods in 5 % of such trials."""
-        if math.isinf(self.of_seeds) or one.num_eval < 2:
+        of_seeds = self.of_seeds(one, other)
+        if math.isinf(of_seeds) or one.num_eval < 2:
             return math.inf
-        differing = np.array([one.right[seed].astype(np.int8) - other.right[seed] for seed in self.seeds])  # (n, M)
+        seeds = one.by_seed.keys() & other.by_seed.keys()
+        differing = np.array([one.right[seed].astype(np.int8) - other.right[seed] for seed in seeds])  # (n, M)
         mean_of_seeds = differing.mean(axis=0)
         # A mean over n seeds varies over the images by what they are to the two methods, which stays, and by an n-th of
         # what seeds make of an image, which is in `of_seeds` already.
-        of_images = float(mean_of_seeds.var(ddof=1) - differing.var(axis=0, ddof=1).mean() / len(self.seeds))
-        return math.sqrt(self.of_seeds**2 + self.quantile**2 * max(of_images, 0.0) / one.num_eval)
+        of_images = float(mean_of_seeds.var(ddof=1) - differing.var(axis=0, ddof=1).mean() / len(seeds))
+        return math.sqrt(of_seeds**2 + self.quantile**2 * max(of_images, 0.0) / one.num_eval)
 
-    def tells_apart(self, one: Summary, other: Summary) -> bool:
-        """Whether two of the methods differ: their intervals do not meet, nor is it chance."""
-        if not self.seeds:
+    def is_above(self, one: Summary, other: Summary) -> bool:
+        """Whether a method is better than another: their intervals do not meet, nor is it chance.
+
+        Both the means and the seeds that the two share must say so: a seed that one of them has alone moves its mean.
+        """
+        seeds = one.by_seed.keys() & other.by_seed.keys()
+        if not seeds or one.accuracy.mean < other.accuracy.mean:
             return False
-        distance = abs(sum(one.by_seed[seed] - other.by_seed[seed] for seed in self.seeds) / len(self.seeds))
+        distance = math.fsum(one.by_seed[seed] - other.by_seed[seed] for seed in seeds) / len(seeds)
         return distance > self.least_difference(one, other) and not one.accuracy.overlaps(other.accuracy)
 
 
@@ -192,7 +208,7 @@ def summarize(rows: Iterable[dict[str, Any]]) -> list[Summary]:
 def level_with_best(lines: Sequence[Summary]) -> list[str]:
     """Methods whose accuracy cannot be told from the best one's, of lines at one budget; the best first."""
     best, trial = max(lines, key=lambda line: line.accuracy.mean), Trial.of(lines)
-    level = [line for line in lines if line is not best and not trial.tells_apart(best, line)]
+    level = [line for line in lines if line is not best and not trial.is_above(best, line)]
     return [best.method, *(line.method for line in sorted(level, key=lambda line: -line.accuracy.mean))]
 
 
@@ -393,21 +409,32 @@ def _within_chance(several: Sequence[Summary]) -> Iterator[str]:
     if len(several) < 2:
         return
     trial, best, *others = Trial.of(several), *sorted(several, key=lambda line: -line.accuracy.mean)
-    least = {f"{100 * trial.least_difference(best, line):.2f}": line.method for line in others}
-    if not math.isfinite(trial.of_seeds):
+    if math.isinf(trial.of_one_seed):
         return
-    low, high = min(least, key=float), max(least, key=float)
-    if low == high:
-        yield f"Differences of up to {low} points are within chance."
-    else:
+    found = [(trial.least_difference(best, line), line.method) for line in others]
+    if least := sorted((round(100 * points, 2), method) for points, method in found if math.isfinite(points)):
+        (low, nearest), (high, farthest) = least[0], least[-1]
+        if low == high:
+            yield f"Differences of up to {low:.2f} points are within chance."
+        else:
+            yield (
+                f"Within chance are differences from {best.method} of up to {low:.2f} ({nearest}) to {high:.2f} points "
+                f"({farthest})."
+            )
+    if apart := [line.method for line in others if math.isinf(trial.of_seeds(best, line))]:
+        yield f"{best.method} has not two seeds in common with {_listed(apart)}."
+    if unequal := [
+        line.method for line in others if line.by_seed.keys() != best.by_seed.keys() and line.method not in apart
+    ]:
         yield (
-            f"Within chance are differences from {best.method} of up to {low} ({least[low]}) to {high} points "
-            f"({least[high]})."
+            f"The seeds of {best.method} are not all those of {_listed(unequal)}: means are over all of each, but only "
+            "seeds that both have tell two methods apart."
         )
     if len(several) > 2:
-        without = {line.method: Trial.of([each for each in several if each is not line]).of_seeds for line in several}
+        others_of = {line.method: [each for each in several if each is not line] for line in several}
+        without = {name: Trial.of(lines).of_one_seed for name, lines in others_of.items()}
         wild = min(without, key=lambda name: without[name])
-        if without[wild] < trial.of_seeds / 2:
+        if without[wild] < trial.of_one_seed / 2:
             yield f"Most of what seeds make of that is by {wild}: without it the others are told apart more closely."
 
 
@@ -415,7 +442,8 @@ def _against_all(best: Summary, several: Sequence[Summary], whole: Summary) -> s
     """Of the best of some methods; `several` are those of more than one seed."""
     points = 100 * (whole.accuracy.mean - best.accuracy.mean)
     found = f"{abs(points):.2f} points {'below' if points > 0 else 'above'} all samples"
-    if best in several and Trial.of([*several, whole]).tells_apart(best, whole):
+    trial = Trial.of([*several, whole])
+    if best in several and (trial.is_above(best, whole) or trial.is_above(whole, best)):
         return f"{best.method} is {found}."
     return f"{best.method} has a mean {found}, from which it cannot be told."
 
@@ -442,7 +470,7 @@ def _how_to_read(lines: Sequence[Summary]) -> str:
         "± is the standard error of a mean over seeds: how much trainings differ, all from the scores of one proxy. "
         "Bold is the best method, and each that cannot be told from it: their intervals of one standard error meet, or "
         "they are no further apart than what is given as chance. That is Tukey's for all methods of a "
-        "table over the seeds that they share, so that of equal methods some two are told apart in one table of "
+        "table, over the seeds that two share, so that of equal methods some two are told apart in one table of "
         "twenty, if it is looked at once; and it allows for which images were held out, by how many of them the one "
         "method is right of and the other not in whatever seed. "
         f"Measured on {lines[0].num_eval:,} others, an accuracy would come out otherwise by up to {error:.1f} points "
