@@ -13,7 +13,7 @@ Stop = Callable[[Exception], None]
 _SIGNAL = signal.SIGUSR2
 """Not Ctrl-C's, which is ignored in a process that a script has put into the background."""
 
-_AGAIN_SECONDS = 10.0
+_AGAIN_SECONDS = 30.0
 """Between signals: longer than a block takes to clean up after the first."""
 
 

@@ -37,8 +37,10 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
-_SECONDS_TO_END = 3.0
-"""That a task has which is interrupted."""
+_SECONDS_TO_FINISH = 0.1
+_SECONDS_TO_HEED = 1.0
+"""An interrupt, for a task: of the three that `ray job stop` gives a driver."""
+_SECONDS_TO_DIE = 10.0
 _STARTS = 4
 _MOST_LOST_WORKERS = 3  # of one call, as Ray has it for tasks; and of actors that begin, one after the other
 _WITHOUT_BF16 = (NVIDIA_TESLA_K80, NVIDIA_TESLA_P4, NVIDIA_TESLA_P100, NVIDIA_TESLA_V100, NVIDIA_TESLA_T4)
@@ -359,23 +361,24 @@ def run_tasks(
             ready: list[Any] = ray.wait(list(pending), num_returns=1)[0]
             sign_of_life()
             for result in ready:
-                call = pending.pop(result)
-                if not isinstance(result, ray.ObjectRefGenerator):
-                    yield call.index, _get(result)
-                    continue
-                if (item := next(result, None)) is None:
+                call = pending[result]
+                is_generator = isinstance(result, ray.ObjectRefGenerator)
+                if (item := next(result, None) if is_generator else result) is None:
+                    del pending[result]
                     continue
                 try:
                     value = _get(item)
-                except RayTaskError:
-                    raise
-                except RayError:  # of the worker or its node
-                    if call.num_lost == _MOST_LOST_WORKERS:
+                except Exception as error:  # no interrupt, after which the task would have to be ended
+                    del pending[result]
+                    is_lost = isinstance(error, RayError) and not isinstance(error, RayTaskError)
+                    if not (is_generator and is_lost) or call.num_lost == _MOST_LOST_WORKERS:
                         raise
                     call.num_lost, call.num_items = call.num_lost + 1, 0
                     pending[submit(call)] = call
                     continue
-                pending[result] = call
+                del pending[result]
+                if is_generator:
+                    pending[result] = call  # behind the others, whose turn it is
                 call.num_items += 1
                 if call.num_items > call.num_told:
                     call.num_told = call.num_items
@@ -391,17 +394,23 @@ def _end(tasks: list[Any]) -> None:
     They are interrupted, and those that have not ended a while later are killed: an interrupt may reach a worker where
     Python drops its errors, and one that waits in native code does not heed it.
     """
-    left = [task.completed() if isinstance(task, ray.ObjectRefGenerator) else task for task in tasks]
-    for force in (False, True):
+    ends = [task.completed() if isinstance(task, ray.ObjectRefGenerator) else task for task in tasks]
+    # First those may end that are about to: Ray aborts this process (2.60: "Tried to complete task that was not
+    # pending") if a task is cancelled in the moment in which it takes its result.
+    left = _not_ended(ends, _SECONDS_TO_FINISH)
+    for force, seconds in ((False, _SECONDS_TO_HEED), (True, _SECONDS_TO_DIE)):
         for end in left:
             ray.cancel(end, force=force)
-        if left:
-            _, left = ray.wait(left, num_returns=len(left), timeout=_SECONDS_TO_END, fetch_local=False)
+        left = _not_ended(left, seconds)
+
+
+def _not_ended(ends: list[Any], seconds: float) -> list[Any]:
+    return ray.wait(ends, num_returns=len(ends), timeout=seconds, fetch_local=False)[1] if ends else []
 
 
 @dataclass(slots=True)
 class _Call:
-    """One of `run_tasks`; the numbers are of a generator."""
+    """One of `run_tasks`."""
 
     index: int
     arguments: tuple[Any, ...]
