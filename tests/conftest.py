@@ -64,7 +64,7 @@ def ray_session(request) -> Iterator[str]:
         # Any port for the agent by which jobs are taken, lest it be that of another Ray of this machine.
         patch.setattr(RayParams, "__init__", partialmethod(RayParams.__init__, dashboard_agent_listen_port=0))
         jobs = any("job_server" in getattr(item, "fixturenames", ()) for item in request.session.items)
-        with runtime.session(dashboard=jobs) as address:
+        with runtime.session(dashboard=jobs) as address, runtime.session():  # to the tests it is one that stays
             Path(folder, "ray", "ray_current_cluster").write_text(ray.get_runtime_context().gcs_address)
             yield f"http://{address}"
 

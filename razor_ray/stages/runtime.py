@@ -37,9 +37,8 @@ _QUIET_LOGGERS = ("ray", "ray.train", "ray.tune", "ray.serve")
 
 _IDLE_MILLISECONDS = 120_000
 _SECONDS_FOR_COUNTERS = 10.0
-_SECONDS_TO_FINISH = 0.1
+_SECONDS_TO_FINISH = 1.0
 _SECONDS_TO_HEED = 1.0
-"""An interrupt, for a task: of the three that `ray job stop` gives a driver."""
 _SECONDS_TO_DIE = 10.0
 _STARTS = 4
 _MOST_LOST_WORKERS = 3  # of one call, as Ray has it for tasks; and of actors that begin, one after the other
@@ -47,6 +46,8 @@ _WITHOUT_BF16 = (NVIDIA_TESLA_K80, NVIDIA_TESLA_P4, NVIDIA_TESLA_P100, NVIDIA_TE
 _LATE = "timed out during startup"
 """What Ray says of a node that was."""
 
+_opened = False
+"""Whether the innermost `session` began the one it is in, which then ends with it."""
 _private = False
 _in_flight: Counter[str] = Counter()
 """Tasks of `run_tasks` that have not ended, by name."""
@@ -73,10 +74,14 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
     StoppedError
         If a private cluster does not start in time, again and again.
     """
-    global _private
+    global _opened, _private
     if ray.is_initialized():
         _quieten()
-        yield ""
+        earlier, _opened = _opened, False
+        try:
+            yield ""
+        finally:
+            _opened = earlier
         return
     # Workers read it when they load torch. A thread that waits for another sleeps: spinning, two threads on two busy
     # cores trained four times slower.
@@ -95,11 +100,11 @@ def session(*, dashboard: bool = False) -> Iterator[str]:
     context = _start(dashboard) if local else ray.init(logging_level=logging.ERROR, log_to_driver=False)
     _quieten()
     _heed_sigterm()  # Ray's core, once it is loaded, answers with a stack trace of its own
-    _private = local
+    _opened, _private = True, local
     try:
         yield context.dashboard_url or ""
     finally:
-        _private = False
+        _opened = _private = False
         ray.shutdown()
 
 
@@ -391,13 +396,16 @@ def run_tasks(
 def _end(tasks: list[Any]) -> None:
     """End tasks whose results nobody waits for any more, so that none writes a file after its caller has gone on.
 
-    They are interrupted, and those that have not ended a while later are killed: an interrupt may reach a worker where
-    Python drops its errors, and one that waits in native code does not heed it.
+    Those that are about to end may. The others are interrupted, and killed if they have not ended a while later: an
+    interrupt may reach a worker where Python drops its errors, and one that waits in native code does not heed it.
+    A session that was begun for these tasks ends now, and they with it.
     """
-    ends = [task.completed() if isinstance(task, ray.ObjectRefGenerator) else task for task in tasks]
-    # First those may end that are about to: Ray aborts this process (2.60: "Tried to complete task that was not
-    # pending") if a task is cancelled in the moment in which it takes its result.
-    left = _not_ended(ends, _SECONDS_TO_FINISH)
+    if _opened or not ray.is_initialized():
+        return
+    left = [task.completed() if isinstance(task, ray.ObjectRefGenerator) else task for task in tasks]
+    # Ray 2.60 aborts the whole process ("Tried to complete task that was not pending") if a task is cancelled in the
+    # moment in which its result is taken in.
+    left = _not_ended(left, _SECONDS_TO_FINISH)
     for force, seconds in ((False, _SECONDS_TO_HEED), (True, _SECONDS_TO_DIE)):
         for end in left:
             ray.cancel(end, force=force)
