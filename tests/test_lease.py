@@ -128,19 +128,26 @@ def test_a_lease_that_is_found_half_written_is_alive(store):
     """As a reader may find it where a file has no other name while it is written."""
     lease._write(store, elsewhere())
 
+    refused = threading.Event()
+
     def write() -> None:
-        for beat in range(1, 5):
+        beat = 0
+        while not refused.is_set():
+            beat += 1
             with store.filesystem.open_output_stream(store.path(lease.LEASE)) as stream:
                 stream.write(b'{"token": ')
-            time.sleep(LONGER_INTERVAL)
-            lease._write(store, elsewhere(beat=beat))
             time.sleep(LONGER_INTERVAL / 2)
+            lease._write(store, elsewhere(beat=beat))
+            time.sleep(LONGER_INTERVAL)
 
     holder = threading.Thread(target=write)
     holder.start()
-    with pytest.raises(HeldError, match="ada on node7"), hold(store, never, interval=LONGER_INTERVAL):
-        pass
-    holder.join()
+    try:
+        with pytest.raises(HeldError, match="ada on node7"), hold(store, never, interval=LONGER_INTERVAL):
+            pass
+    finally:
+        refused.set()
+        holder.join()
 
 
 def test_a_lease_that_stays_half_written_holds_nothing_up(store):
