@@ -81,6 +81,10 @@ class Summary:
     num_classes: int
     """That have a held-out image."""
 
+    def seeds_with(self, other: Summary) -> list[int]:
+        """Seeds that both have."""
+        return sorted(self.by_seed.keys() & other.by_seed.keys())
+
     @property
     def num_eval(self) -> int:
         """Held-out images, on which all were measured."""
@@ -149,7 +153,7 @@ class Trial:
 
     def of_seeds(self, one: Summary, other: Summary) -> float:
         """What of the least difference seeds make; infinite if the two have fewer than two in common."""
-        num_seeds = len(one.by_seed.keys() & other.by_seed.keys())
+        num_seeds = len(one.seeds_with(other))
         return self.of_one_seed / math.sqrt(num_seeds) if num_seeds > 1 else math.inf
 
     def least_difference(self, one: Summary, other: Summary) -> float:
@@ -157,7 +161,7 @@ class Trial:
         of_seeds = self.of_seeds(one, other)
         if math.isinf(of_seeds) or one.num_eval < 2:
             return math.inf
-        seeds = one.by_seed.keys() & other.by_seed.keys()
+        seeds = one.seeds_with(other)
         differing = np.array([one.right[seed].astype(np.int8) - other.right[seed] for seed in seeds])  # (n, M)
         mean_of_seeds = differing.mean(axis=0)
         # A mean over n seeds varies over the images by what they are to the two methods, which stays, and by an n-th of
@@ -170,7 +174,7 @@ class Trial:
 
         Both the means and the seeds that the two share must say so: a seed that one of them has alone moves its mean.
         """
-        seeds = one.by_seed.keys() & other.by_seed.keys()
+        seeds = one.seeds_with(other)
         if not seeds or one.accuracy.mean < other.accuracy.mean:
             return False
         distance = math.fsum(one.by_seed[seed] - other.by_seed[seed] for seed in seeds) / len(seeds)
@@ -409,8 +413,6 @@ def _within_chance(several: Sequence[Summary]) -> Iterator[str]:
     if len(several) < 2:
         return
     trial, best, *others = Trial.of(several), *sorted(several, key=lambda line: -line.accuracy.mean)
-    if math.isinf(trial.of_one_seed):
-        return
     found = [(trial.least_difference(best, line), line.method) for line in others]
     if least := sorted((round(100 * points, 2), method) for points, method in found if math.isfinite(points)):
         (low, nearest), (high, farthest) = least[0], least[-1]

@@ -134,6 +134,7 @@ def test_only_seeds_that_both_have_are_compared():
     other = summarize(row("b", 0.5, seed) for seed in range(3, 6))[0]
     assert not Trial.of([one, other]).is_above(one, other)  # nothing of it is paired
     assert Trial.of([one, other]).least_difference(one, other) == math.inf
+    assert "a has not two seeds in common with b." in markdown([one, other], cost_epochs=1, epochs=9, stability={})
     # A seed that one of them has alone moves its mean, and tells nothing.
     lone = summarize([row("c", 0.8, 0), row("c", 0.8, 1), row("c", 0.0, 9)])[0]
     assert not Trial.of([one, lone]).is_above(one, lone)
@@ -232,9 +233,8 @@ def test_the_least_difference_by_hand():
     lines = summarize(rows)
     trial = Trial.of(lines)
     assert trial.of_seeds(*lines) == pytest.approx(4.3027 * 0.04 / math.sqrt(3), rel=1e-4)
-    assert trial.least_difference(*lines) == pytest.approx(
-        trial.of_seeds(*lines), rel=1e-3
-    )  # so many images add nothing
+    # So many images add nothing.
+    assert trial.least_difference(*lines) == pytest.approx(trial.of_seeds(*lines), rel=1e-3)
     text = markdown(summarize(rows), cost_epochs=1, epochs=9, stability={})
     assert "b cannot be told from it. Differences of up to 9.94 points are within chance." in text
 
